@@ -1,0 +1,50 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+# a GPU node: any Python that has torch, numpy, pandas, pydantic and filelock
+NODE_PYTHON ?= $(PYTHON)
+NODE_BUDGET_S ?= 1200
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: help install demo test slow lab ui studies bench gpu clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## virtual environment with the pinned versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "The venv module is missing. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Installing (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+demo: $(INSTALLED)  ## the tour: six quantised-training methods, compared, claims checked (minutes)
+	@$(BIN)/workbench study tour
+
+test: $(INSTALLED)  ## the tests
+	@$(BIN)/python -m pytest
+
+slow: $(INSTALLED)  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m 'slow and not gpu'
+
+lab: $(INSTALLED)  ## JupyterLab with the notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+ui: $(INSTALLED)  ## MLflow on 127.0.0.1, with the link to the runs
+	@$(BIN)/workbench ui
+
+studies: $(INSTALLED)  ## every study at its quick profile
+	@for study in $$($(BIN)/workbench study --ids); do $(BIN)/workbench study $$study --profile quick || exit 1; done
+
+bench: $(INSTALLED)  ## speed, as ratios measured side by side
+	@$(BIN)/python -m tests.bench
+
+gpu:  ## on a CUDA machine: every method against the CPU, then full studies inside a time budget
+	@$(NODE_PYTHON) -m tests.gpu --budget-s $(NODE_BUDGET_S)
+
+clean:  ## remove the virtual environment (runs stay)
+	@rm -rf $(VENV)

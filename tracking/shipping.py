@@ -1,0 +1,151 @@
+"""Shipping: brings what a run folder has to a store, every point once.
+
+The journal is the queue and ``tracking.json`` the cursor: for each store the MLflow run, the number of journal lines it
+has, and the batch under way. The cursor counts lines, not bytes: a resumed run cuts the journal back to its checkpoint
+and reports the same lines again, with other times and other lengths.
+
+A batch is announced in the cursor before it is sent. If its fate is unknown afterwards (the process was killed, the
+connection broke), the store is asked for the batch's last point; since a store takes a batch whole or not at all, that
+settles it.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+from tracking.address import public_uri
+from tracking.errors import UserError
+from tracking.folder import LIVE, RunFolder, held
+from tracking.journal import read
+from tracking.store import MAX_POINTS, Point, Store
+
+
+class Shipper:
+    """Ships one run folder to one store, in the caller's thread. Any method may raise what the store raises; repeat it.
+
+    One shipper a folder and store at a time: :meth:`open` raises :class:`UserError` while another one is at work.
+    """
+
+    def __init__(self, folder: RunFolder, uri: str, store: Store | None = None) -> None:
+        self.folder, self.uri = folder, uri
+        self.run_id: str | None = None
+        self.url: str | None = None
+        self._lock = ExitStack()
+        self._locked = False
+        self._store = store
+        self._where = public_uri(uri)  # the cursor file travels with the folder: no passwords in it
+        self._offset = 0  # bytes; journal lines before it are known to this shipper
+        self._line = 0  # their number
+        self._cursor: dict[str, Any] = dict(folder.read_cursors().get(self._where, {}))
+        self._saved = True
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            self._store = Store(self.uri)
+        return self._store
+
+    @property
+    def lines(self) -> int:
+        """Journal lines the store surely has."""
+        return self._cursor.get("lines", 0)
+
+    def open(self) -> None:
+        """Find or create the MLflow run and settle the batch that was under way; does nothing when that is done."""
+        if not self._locked:
+            self._locked = self._lock.enter_context(held(self.folder.path / ".shipping.lock"))
+            if not self._locked:
+                self._lock.close()
+                raise UserError(f"{self.folder.path} is being shipped by another process or thread.")
+            self._cursor = dict(self.folder.read_cursors().get(self._where, {}))
+        if self.run_id is None:
+            run = self.folder.read_run()
+            run_id, existed = self.store.ensure_run(run)
+            if self._cursor.get("run_id") != run_id:  # no cursor, or that of a store that was begun anew
+                self._cursor = {"run_id": run_id, "lines": self._count_reports(run_id) if existed else 0}
+                self._save()
+            self.url = self.store.run_url(run_id, run["experiment"])
+            status = self.folder.read_status() or {"status": "running", "reason": ""}
+            if existed and status["status"] in LIVE:  # a resumed run is running again, whatever the store was told
+                self.store.finish(run_id, status["status"], status["reason"])
+                self._cursor.pop("told", None)
+            self.run_id = run_id
+        self._settle()
+
+    def ship(self) -> int:
+        """Send the next batch of whole lines; return the number of lines passed, 0 when nothing is left."""
+        self.open()
+        line, offset = self._line, self._offset
+        points: list[Point] = []
+        for entry in read(self.folder.journal_path, offset):
+            fresh = _points(entry) if line >= self.lines else []
+            if points and len(points) + len(fresh) > MAX_POINTS:
+                break
+            points += fresh
+            line, offset = line + 1, entry.end
+        if points:
+            last = points[-1]
+            self._cursor["intent"] = {"lines": line, "key": last.key, "step": last.step, "time_ms": last.time_ms}
+            self._save()
+            self.store.log_points(self.run_id, points)
+            # written down by the next announcement or save(): one write a batch, and a crash before it asks the store
+            del self._cursor["intent"]
+            self._saved = False
+        passed, self._line, self._offset = line - self._line, line, offset
+        if line > self.lines:
+            self._cursor["lines"], self._saved = line, False
+        return passed
+
+    def save(self) -> None:
+        """Write the cursor if the file is behind."""
+        if not self._saved:
+            self._save()
+
+    def finish(self) -> None:
+        """Send files and final status, if the run has ended and the store has not been told."""
+        status = self.folder.read_status()
+        if status is None or status["status"] in LIVE:
+            return
+        told = [status["status"], status["reason"], status["time"], self.lines]
+        if self._cursor.get("told") == told:
+            return
+        self.open()
+        files = (self.folder.run_path, self.folder.journal_path, self.folder.error_path, self.folder.artifacts_path)
+        self.store.log_artifacts(self.run_id, [path for path in files if path.exists()])
+        self.store.finish(self.run_id, status["status"], status["reason"], int(status["time"] * 1000))
+        self._cursor["told"] = told
+        self._save()
+
+    def left(self) -> int:
+        """Points of the journal that the store does not surely have."""
+        return sum(len(_points(entry)) for number, entry in enumerate(read(self.folder.journal_path))
+                   if number >= self.lines)
+
+    def close(self) -> None:
+        """Let another shipper have the folder."""
+        self._lock.close()
+        self._locked = False
+
+    def _settle(self) -> None:
+        intent = self._cursor.get("intent")
+        if intent is None:
+            return
+        if self.store.has_point(self.run_id, intent["key"], intent["step"], intent["time_ms"]):
+            self._cursor["lines"] = intent["lines"]
+        del self._cursor["intent"]
+        self._save()
+
+    def _count_reports(self, run_id: str) -> int:
+        entries = read(self.folder.journal_path)
+        return self.store.count_reports(run_id, ((e.step, [p.key for p in _points(e)]) for e in entries))
+
+    def _save(self) -> None:
+        self.folder.write_cursors({**self.folder.read_cursors(), self._where: self._cursor})
+        self._saved = True
+
+
+def _points(entry: Any) -> list[Point]:
+    """The values a store can hold: infinities and NaN would flatten every plot, and the journal has them anyway."""
+    return [Point(key, value, entry.time_ms, entry.step) for key, value in entry.values.items() if math.isfinite(value)]

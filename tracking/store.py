@@ -1,0 +1,297 @@
+"""The store: everything that touches MLflow. Always a ``MlflowClient`` with explicit run ids, never an active run.
+
+MLflow is imported on the first use of :class:`Store`, so a machine without it can run and bring its folders home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from tracking.address import (  # this module is the front door for addresses, too
+    available,
+    experiments_url,  # noqa: F401
+    home,  # noqa: F401
+    public_uri,
+    sqlite_path,
+    tracking_uri,  # noqa: F401
+    ui_url,
+)
+from tracking.errors import UserError
+from tracking.folder import held
+
+MAX_POINTS = 1000
+"""Points a batch: MLflow's limit for one request, and one transaction in a SQL store."""
+
+REMOTE_CONTROLS = ("stop", "pause", "resume")
+"""What a person may write into a run's tag ``workbench.control``."""
+
+_NOTE = "mlflow.note.content"
+_MLFLOW_STATUS = {"running": "RUNNING", "paused": "RUNNING", "finished": "FINISHED", "failed": "FAILED",
+                  "diverged": "FAILED", "stopped": "KILLED"}
+
+
+class Point(NamedTuple):
+    """One value of one metric. ``time_ms`` is Unix time in milliseconds."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+def _client(uri: str) -> Any:
+    if not available():
+        raise UserError("MLflow is not installed, so nothing is sent to it; the journal keeps everything. "
+                        "Install mlflow and ship it later, or set tracking to 'off'.")
+    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR",
+                        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+                        # the recorder retries by itself, so that a dead server is noticed in seconds
+                        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # a locked database is retried and reported in one line; MLflow and urllib3 would print each failure at length
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(uri)
+
+
+class Store:
+    """One MLflow store. Every method may raise whatever MLflow raises when the store is away; all can be repeated."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.client = _client(uri)
+        self._experiments: dict[str, str] = {}
+        if sqlite_path(uri) is not None:
+            # the first to come creates the schema, in steps; a second process must not meet it half made
+            with self._machine_lock():
+                self.client.search_experiments(max_results=1)
+
+    @contextlib.contextmanager
+    def _machine_lock(self) -> Iterator[None]:
+        """One process of this machine at a time: for what MLflow cannot create exactly once."""
+        database = sqlite_path(self.uri)
+        path = (database.with_name(f"{database.name}.lock") if database is not None else
+                Path(tempfile.gettempdir()) / f"workbench-{hashlib.sha256(self.uri.encode()).hexdigest()[:16]}.lock")
+        with held(path, timeout_s=60) as got:
+            if not got:
+                raise TimeoutError(f"another process has been preparing {public_uri(self.uri)} for a minute ({path})")
+            yield
+
+    @property
+    def _artifact_root(self) -> Path | None:
+        database = sqlite_path(self.uri)
+        return None if database is None else database.with_name("artifacts")
+
+    # -- experiments and runs ----------------------------------------------------------------------------------
+
+    def experiment(self, name: str) -> str:
+        """The id of experiment ``name``, created if there is none. Two processes may ask at once."""
+        if name not in self._experiments:
+            found = self.client.get_experiment_by_name(name) or self._create_experiment(name)
+            if found.lifecycle_stage == "deleted":
+                raise UserError(f"Experiment {name!r} was deleted in MLflow. Restore it "
+                                f"(mlflow experiments restore -x {found.experiment_id}), or use another name.")
+            if "mlflow.experimentKind" not in found.tags:
+                self.client.set_experiment_tag(found.experiment_id, "mlflow.experimentKind", "custom_model_development")
+            self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def _create_experiment(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        root = self._artifact_root
+        with contextlib.suppress(MlflowException):  # made by another process meanwhile; any other trouble shows below
+            self.client.create_experiment(name, None if root is None else str(root / quote(name, safe=" ")),
+                                          tags={"mlflow.experimentKind": "custom_model_development"})
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            raise ConnectionError(f"experiment {name!r} could not be created")
+        return found
+
+    def open_run(self, run: Mapping[str, Any]) -> str:
+        """The id of the MLflow run of ``run`` (content of ``run.json``); see :meth:`ensure_run`."""
+        return self.ensure_run(run)[0]
+
+    def ensure_run(self, run: Mapping[str, Any]) -> tuple[str, bool]:
+        """The id of the MLflow run of ``run``, and whether it was there already; else it is created.
+
+        A run is known by its tags ``workbench.key`` and ``workbench.attempt``, which it has from the moment it exists,
+        so a crash at any point leaves no twin. What a person has changed since (name, note, tags) is left alone, and a
+        run that a person has deleted raises :class:`UserError` instead of coming back.
+        """
+        experiment = self.experiment(run["experiment"])
+        found = self._find(experiment, run["key"], attempt(run), deleted_too=True)
+        if found is not None and found.info.lifecycle_stage == "deleted":
+            raise UserError(f"Run {run['name']!r} ({found.info.run_id}) was deleted in MLflow. Restore it there "
+                            f"(mlflow runs restore --run-id {found.info.run_id}), or delete its run folder.")
+        run_id = found.info.run_id if found is not None else None
+        if run_id is None:
+            tags = {"workbench.key": run["key"], "workbench.attempt": attempt(run), "workbench.kind": "run"}
+            if run.get("parent"):
+                tags["mlflow.parentRunId"] = self.study_run(run["parent"], run["experiment"])
+            run_id = self._create(experiment, run, tags)
+        if found is None or _NOTE not in found.data.tags:  # new, or a crash came between
+            self._describe(run_id, run, {_NOTE: run.get("note") or note(run)})
+        return run_id, found is not None
+
+    def study_run(self, key: str, experiment: str, name: str | None = None, params: Mapping[str, Any] | None = None,
+                  tags: Mapping[str, str] | None = None, note: str = "") -> str:
+        """The id of the parent run of study ``key``, created if there is none; later calls add parameters and tags.
+
+        Processes of one machine agree on one parent. For several machines let one create it before the others start.
+        """
+        study = {"key": key, "name": name or key, "params": params or {}}
+        experiment_id = self.experiment(experiment)
+        with self._machine_lock():
+            found = self._find(experiment_id, key, "study")
+            run_id = found.info.run_id if found is not None else self._create(
+                experiment_id, study, {"workbench.key": key, "workbench.attempt": "study", "workbench.kind": "study"})
+        new = {**(tags or {}), **({_NOTE: note} if note else {}), **({"mlflow.runName": name} if name else {})}
+        if params or new:
+            self._describe(run_id, study, new)
+        return run_id
+
+    def _find(self, experiment_id: str, key: str, attempt: str, deleted_too: bool = False) -> Any:
+        from mlflow.entities import ViewType
+
+        quoted = f'"{key}"' if "'" in key else f"'{key}'"
+        found = self.client.search_runs(
+            [experiment_id], f"tags.`workbench.key` = {quoted} and tags.`workbench.attempt` = '{attempt}'",
+            ViewType.ALL if deleted_too else ViewType.ACTIVE_ONLY, 1, ["attributes.start_time ASC"])
+        return found[0] if found else None
+
+    def _create(self, experiment_id: str, run: Mapping[str, Any], tags: dict[str, str]) -> str:
+        start = int(run["created"] * 1000) if "created" in run else None
+        tags |= {"mlflow.source.name": "workbench", "mlflow.source.type": "LOCAL"}
+        return self.client.create_run(experiment_id, start, tags, run["name"]).info.run_id
+
+    def _describe(self, run_id: str, run: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Write what is written once; the tags come last, because the note says that the rest is there."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in run.get("params", {}).items()])
+        if data := run.get("dataset"):
+            entry = Dataset(data["name"], str(data["digest"]), data.get("source_type", "local"),
+                            data.get("source", data["name"]), data.get("schema"), data.get("profile"))
+            context = InputTag("mlflow.data.context", data.get("context", "train"))
+            self.client.log_inputs(run_id, [DatasetInput(entry, [context])])
+        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in {**run.get("tags", {}), **tags}.items()])
+
+    # -- metrics -----------------------------------------------------------------------------------------------
+
+    def log_points(self, run_id: str, points: Iterable[Point]) -> None:
+        """Send points, at most :data:`MAX_POINTS` a request. A SQL store takes each request whole or not at all."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
+        for start in range(0, len(metrics), MAX_POINTS):
+            self.client.log_batch(run_id, metrics=metrics[start:start + MAX_POINTS])
+
+    def has_point(self, run_id: str, key: str, step: int, time_ms: int) -> bool:
+        """Whether the store has a value of ``key`` at this step and time."""
+        return any(m.step == step and m.timestamp == time_ms for m in self.client.get_metric_history(run_id, key))
+
+    def count_reports(self, run_id: str, reports: Iterable[tuple[int, Iterable[str]]]) -> int:
+        """How many leading reports, given as (step, metric names), the store has.
+
+        For a run whose cursor was lost. Only steps are compared: a resumed run has reported again at another time.
+        """
+        if not self.client.get_run(run_id).data.metrics:
+            return 0
+        there: dict[str, Counter[int]] = {}
+        count = 0
+        for step, keys in reports:
+            keys = list(keys)
+            for key in keys:
+                if key not in there:
+                    there[key] = Counter(m.step for m in self.client.get_metric_history(run_id, key))
+            if not all(there[key][step] for key in keys):
+                break
+            for key in keys:
+                there[key][step] -= 1
+            count += 1
+        return count
+
+    # -- status, control, artifacts ----------------------------------------------------------------------------
+
+    def finish(self, run_id: str, status: str, reason: str = "", time_ms: int | None = None) -> None:
+        """Set the run's status: finished, failed, stopped, diverged, or running and paused for one that goes on.
+
+        MLflow has no word for diverged (FAILED) and paused (RUNNING): the tag ``workbench.status`` has the exact one.
+        """
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag("workbench.status", status), RunTag("workbench.reason", reason)])
+        if _MLFLOW_STATUS[status] == "RUNNING":
+            self.client.update_run(run_id, "RUNNING")
+        else:
+            self.client.set_terminated(run_id, _MLFLOW_STATUS[status], time_ms)
+
+    def control_tag(self, run_id: str) -> str | None:
+        """The word a person put into the tag ``workbench.control`` and nobody has answered yet."""
+        word = self.client.get_run(run_id).data.tags.get("workbench.control", "").strip().lower()
+        return word if word and not word.endswith(")") else None
+
+    def answer_control(self, run_id: str, word: str) -> None:
+        """Show in the tag that ``word`` was seen, so that it is obeyed once and can be given again."""
+        known = word in REMOTE_CONTROLS
+        self.client.set_tag(run_id, "workbench.control",
+                            f"{word} (seen)" if known else f"{word} (unknown; use {', '.join(REMOTE_CONTROLS)})")
+
+    def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
+        """Copy files and the contents of folders to the run's artifacts, replacing older copies."""
+        where = self.client.get_run(run_id).info.artifact_uri
+        root = self._artifact_root
+        for path in paths:
+            if root is not None and where.startswith("mlflow-artifacts:"):
+                # the experiment was made through a server that keeps its files beside this database
+                target = root / urlsplit(where).path.lstrip("/")
+                target.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    shutil.copytree(path, target, dirs_exist_ok=True)
+                else:
+                    shutil.copy2(path, target)
+            elif path.is_dir():
+                self.client.log_artifacts(run_id, str(path))
+            else:
+                self.client.log_artifact(run_id, str(path))
+
+    # -- links -------------------------------------------------------------------------------------------------
+
+    def run_url(self, run_id: str, experiment: str) -> str:
+        """Deep link to a run of experiment ``experiment`` (a name)."""
+        return (f"{ui_url(self.uri)}/#/experiments/{self.experiment(experiment)}/runs/{run_id}"
+                f"?workflowType=machine_learning")
+
+    def experiment_url(self, experiment: str, view: str | None = None) -> str:
+        """Deep link to the charts of experiment ``experiment`` (a name), arranged by saved view ``view`` if given."""
+        share = f"&viewStateShareKey={quote(view)}" if view else ""
+        return (f"{ui_url(self.uri)}/#/experiments/{self.experiment(experiment)}/runs"
+                f"?compareRunsMode=CHART{share}&workflowType=machine_learning")
+
+
+def attempt(run: Mapping[str, Any]) -> str:
+    """What tells a fresh repetition of a run from the run itself: ``run["attempt"]``, else when it was created."""
+    return str(run.get("attempt", run.get("created", "")))
+
+
+def note(run: Mapping[str, Any]) -> str:
+    """A Markdown note for the run's page: its name and where it came from."""
+    rows = [f"| {key} | `{value}` |" for key, value in run.get("provenance", {}).items()
+            if isinstance(value, str | int | float) and not isinstance(value, bool) and
+            not (isinstance(value, float) and math.isnan(value))]
+    table = ["", "| provenance | |", "|---|---|", *rows] if rows else []
+    return "\n".join([f"**{run['name']}**", *table])

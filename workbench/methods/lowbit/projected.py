@@ -1,0 +1,68 @@
+"""Projected gradient: every step is followed by a projection, so that nothing but the projected weight is remembered.
+
+The "projected" baseline of Leconte, Schechtman & Moulines, "AskewSGD", AISTATS 2023, PMLR 206:3644-3663.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from workbench.method import Context
+from workbench.methods.lowbit._optim import LowBitOptimizer
+from workbench.methods.lowbit._training import LowBitParams, LowBitTraining
+from workbench.params import Field
+
+
+def to_sphere(w: Tensor) -> Tensor:
+    """``w`` scaled to the norm ``sqrt(d)`` of a vector of signs, d being its number of entries; zero stays zero."""
+    return w * (w.numel() ** 0.5 / torch.linalg.vector_norm(w).clamp_min(torch.finfo(w.dtype).tiny))
+
+
+class ProjectedGradient(LowBitOptimizer):
+    """Projected gradient over SGD or Adam: ``W <- projection(W - lr * direction(dloss/dW))``.
+
+    The parameter is ``W``, also in the forward pass. Deployed are the nearest levels. A step shorter than half a gap between
+    levels leaves a weight that is on its level where it was, so ``projection="levels"`` needs a learning rate that
+    carries weights across.
+
+    Args:
+        projection: ``"levels"`` puts each weight on its nearest level, ``sign(W)`` for binary weights; ``"l2"`` scales each
+            layer to the sphere of radius ``sqrt(d)``, on which the sign vectors lie.
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float, projection: Literal["levels", "l2"] = "levels", **common: Any) -> None:
+        if projection not in ("levels", "l2"):
+            raise ValueError(f"projection = {projection!r}; allowed: 'levels', 'l2'.")
+        super().__init__(params, lr=lr, projection=projection, **common)
+
+    def _update(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
+        self._descend(group, params, params, [p.grad for p in params])
+        for p in params:
+            p.copy_(self.quantise(p, group) if group["projection"] == "levels" else to_sphere(p))
+
+
+# --- the method -------------------------------------------------------------------------------------------
+
+
+class ProjectedTraining(LowBitTraining):
+    """Quantised weights by projection after each step: the baseline that forgets every small step."""
+
+    id = "projected"
+    title = "Projected gradient"
+    family = "lowbit"
+    paper = "PMLR 206:3644-3663"
+    kinds = ("classification",)
+    example = {"task": "digits/mlp", "params": {"epochs": 8, "lr": 0.01, "projection": "l2"}}
+
+    class Params(LowBitParams):
+        projection: Literal["levels", "l2"] = Field(
+            "levels", description="after each step, weights go to their nearest level, or each layer to the sphere of radius sqrt(d)")
+
+    params: Params
+
+    def optimizer(self, model: nn.Module, ctx: Context) -> ProjectedGradient:
+        return ProjectedGradient(self.groups(model), projection=self.params.projection, **self.common())

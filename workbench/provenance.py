@@ -1,0 +1,94 @@
+"""Where a figure comes from: code, versions, hardware, time. Result files carry their own recipe."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from workbench import registry
+from workbench.spec import Job
+
+PACKAGES = ("torch", "numpy", "pandas", "pydantic", "mlflow-skinny", "efficient-workbench")
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Versions, commit and host hardware, as text."""
+    import torch
+
+    facts = {"python": platform.python_version(), "os": platform.platform(), "cpu": _cpu(), "cpu_count": str(os.cpu_count())}
+    for package in PACKAGES:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    if commit := _commit():
+        facts["commit"] = commit
+    return facts
+
+
+def hardware(device: str) -> str:
+    """Name of what a run computes on."""
+    facts = environment()
+    return facts["gpu"] if device.startswith("cuda") and "gpu" in facts else facts["cpu"]
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout the code runs from, marked when files differ from it."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_run(job: Job, *, experiment: str, attempt: int, parent: str | None, tags: dict[str, str]) -> dict[str, Any]:
+    """The content of ``run.json``: all that a store must know of a run."""
+    spec = job.spec
+    entry = registry.method_entry(spec.method)
+    params: dict[str, Any] = {"method": spec.method, "task": spec.task, "seed": spec.seed, "device": spec.device,
+                              "threads": spec.threads, **spec.params}
+    params |= {f"task.{k}": v for k, v in spec.task_params.items()} | {f"budget.{k}": v for k, v in spec.budget.items()}
+    facts = environment()
+    return {
+        "key": spec.key, "name": spec.name, "experiment": experiment, "params": params, "parent": parent,
+        "tags": {"workbench.attempt": str(attempt), "workbench.family": entry.family, "workbench.method": spec.method,
+                 "workbench.task": spec.task, "workbench.paper": entry.paper_url, "workbench.code": spec.code,
+                 "workbench.hardware": hardware(job.device), **tags},
+        "note": f"**{entry.title}** on `{spec.task}`, seed {spec.seed}. {entry.summary}"
+                + (f" [Paper]({entry.paper_url})" if entry.paper_url else ""),
+        "dataset": {"name": job.task.dataset, "digest": dataset_digest(job)},
+        "spec": dict(spec.__dict__), "provenance": facts, "created": time.time(),
+    }
+
+
+def dataset_digest(job: Job) -> str:
+    """Eight hex digits that agree for runs on the same data with the same sizes."""
+    import hashlib
+
+    sizes = {k: v for k, v in job.spec.task_params.items() if k not in ("width", "augment")}
+    return hashlib.sha256(f"{job.task.dataset}{sorted(sizes.items())}".encode()).hexdigest()[:8]

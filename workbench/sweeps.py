@@ -1,0 +1,182 @@
+"""Sweeps: many runs, over grids and seeds, here or in processes of their own; one that fails takes no other down."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from tracking.errors import UserError, unknown
+from tracking.folder import RunFolder
+from workbench.control import Control, signals
+from workbench.runs import Run, RunFailed, run, runs_root
+from workbench.spec import resolve
+
+if TYPE_CHECKING:
+    import pandas
+
+EXECUTORS = ("local", "processes")
+SPEC_FIELDS = ("method", "task", "params", "task_params", "seed", "device", "threads", "budget")
+
+
+@dataclass
+class Sweep:
+    """The ended runs of a sweep, in the order asked for, and what went wrong with the others."""
+
+    runs: list[Run] = field(default_factory=list)
+    failures: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+    def table(self) -> pandas.DataFrame:
+        """One row a run: what was varied and the last value of every metric."""
+        import pandas
+
+        rows = []
+        for r in self.runs:
+            spec = r.spec
+            rows.append({"method": spec["method"], "task": spec["task"], "seed": spec["seed"], "status": r.status,
+                         **spec["params"], **r.metrics, "key": r.key})
+        return pandas.DataFrame(rows)
+
+
+def grid(method: str | Sequence[str], task: str | Sequence[str], params: Mapping[str, Any] | None = None,
+         **varied: Sequence[Any]) -> list[dict[str, Any]]:
+    """All combinations of methods, tasks and the values of the varied parameters, as run dictionaries.
+
+    ``params`` are common to all: ``grid("askewsgd", "digits/mlp", {"epochs": 5}, alpha=[0.2, 0.5], lr=[0.01, 0.03])`` gives four.
+    """
+    methods = [method] if isinstance(method, str) else list(method)
+    tasks = [task] if isinstance(task, str) else list(task)
+    for name, values in varied.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise UserError(f"grid: {name} = {values!r} is refused. Give a list of values.")
+    return [{"method": m, "task": t, "params": {**(params or {}), **dict(zip(varied, values, strict=True))}}
+            for m, t in itertools.product(methods, tasks) for values in itertools.product(*varied.values())]
+
+
+def sweep(
+    runs: Iterable[Mapping[str, Any]],
+    *,
+    seeds: int | Iterable[int] | None = None,
+    executor: Literal["local", "processes"] = "local",
+    workers: int | None = None,
+    progress: bool = True,
+    **common: Any,
+) -> Sweep:
+    """Run every dictionary of ``runs`` (the arguments of :func:`workbench.run`) for every seed.
+
+    All are checked before the first starts. Finished runs come from the cache. ``executor="processes"`` gives each run a process of its own,
+    ``workers`` at a time (default: one for each two cores), and splits the CPU threads among them. SIGINT stops the sweep;
+    the runs under way end as stopped and resume when the sweep is asked for again.
+
+    Args:
+        seeds: a number of seeds (0, 1, …) or the seeds; ``None`` keeps each dictionary's own.
+        common: further arguments of :func:`workbench.run` for all (device, threads, tracking, experiment, …).
+    """
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
+    jobs = _expand(runs, seeds, common)
+    if executor == "processes":
+        workers = workers or max(1, (os.cpu_count() or 1) // 2)
+        for job in jobs:
+            job.setdefault("threads", max(1, (os.cpu_count() or 1) // workers))
+    for job in jobs:  # all mistakes before any work
+        resolve(**{k: v for k, v in job.items() if k in SPEC_FIELDS})
+    result = Sweep()
+    outcomes = _processes(jobs, workers) if executor == "processes" else _local(jobs)
+    with _bar(len(jobs), progress) as bar:
+        for number, outcome in outcomes:
+            if isinstance(outcome, Run):
+                result.runs.append(outcome)
+            else:
+                result.failures.append((jobs[number], outcome))
+            bar.update(1)
+    return result
+
+
+def _local(jobs: list[dict[str, Any]]) -> Iterator[tuple[int, Run | str]]:
+    """One after the other, here. A signal stops the run under way and ends the sweep."""
+    for number, job in enumerate(jobs):
+        try:
+            ended = run(**job, progress=False)
+        except (RunFailed, UserError) as error:
+            yield number, str(error)
+            continue
+        yield number, ended
+        if ended.status == "stopped" and "SIG" in ended.reason:
+            return
+
+
+def _processes(jobs: list[dict[str, Any]], workers: int) -> Iterator[tuple[int, Run | str]]:
+    """Each run in a fresh interpreter: a crash, or a kill for memory, is that run's alone."""
+    control = Control()
+    with signals(control), ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_child, job, control) for job in jobs]
+        for number, future in enumerate(futures):
+            outcome = future.result()
+            if outcome is not None:
+                yield number, outcome
+
+
+def _child(job: dict[str, Any], control: Control) -> Run | str | None:
+    """Run a job in a child process; ``None`` when the sweep was stopped before it began."""
+    if control.position == "stop":
+        return None
+    command = [sys.executable, "-m", "workbench.worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        threading.Thread(target=_stop_with, args=(child, control), daemon=True).start()
+        out, err = child.communicate(json.dumps(job))
+    answer = json.loads(out.splitlines()[-1]) if child.returncode == 0 and out.strip() else {}
+    if "key" in answer:
+        return Run(RunFolder(runs_root() / answer["key"]), answer["status"], answer["reason"], answer["cached"], answer["url"])
+    if "error" in answer:
+        return answer["error"]
+    if child.returncode < 0:
+        return f"its process was killed by {signal.Signals(-child.returncode).name}; run the sweep again to resume it"
+    return (err.strip().splitlines() or [f"its process ended with code {child.returncode}"])[-1]
+
+
+def _stop_with(child: subprocess.Popen, control: Control) -> None:
+    """Hand a stop on to the child: SIGTERM makes it end its run as stopped."""
+    while child.poll() is None:
+        if control.position == "stop":
+            child.terminate()
+            return
+        time.sleep(0.1)
+
+
+def _bar(total: int, progress: bool) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=total, desc="sweep", unit="run", disable=not progress)
+
+
+class _NoBar:
+    """Stands in for tqdm on a machine without it."""
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def update(self, n: int) -> None: ...
+
+
+def _expand(runs: Iterable[Mapping[str, Any]], seeds: int | Iterable[int] | None, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if isinstance(seeds, bool):
+        raise UserError(f"seeds = {seeds!r} is refused. Give a number of seeds, or a list of them.")
+    chosen = [None] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    jobs = [{**common, **job, **({} if seed is None else {"seed": seed})} for job in runs for seed in chosen]
+    if not jobs:
+        raise UserError("The sweep has no runs: give at least one run and one seed.")
+    return jobs
