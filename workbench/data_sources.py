@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -58,8 +59,8 @@ def read_any(d: Dataset, sources: list[Source]) -> Decoded:
                            f"`workbench data fetch {d.name} --to FOLDER` writes a {d.name}.npz that needs nothing.")
         except Damaged as error:
             if not isinstance(where, Path) or where.parent != cache_folder() or where.suffix != ".npz":
-                raise UserError(f"{error} Replace the file; the data folder's README or `workbench data fetch {d.name}` "
-                                "says where it comes from.") from None
+                raise UserError(f"{error} Replace it by an intact copy, or remove it and run `workbench data fetch {d.name}` "
+                                "on a machine with a network.") from None
             _discard(where, error)
     if d.hub:
         try:
@@ -139,10 +140,8 @@ def _keep(path: Path, value: Decoded) -> bool:
 
 def _discard(path: Path, error: Damaged) -> None:
     warnings.warn(f"{error} The cached file is removed and made anew.", stacklevel=2)
-    try:
+    with contextlib.suppress(OSError):  # an unwritable cache: its damaged file is passed over each time
         path.unlink(missing_ok=True)
-    except OSError:  # an unwritable cache: its damaged file is passed over each time
-        pass
 
 
 def state_of(where: Path | str) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from workbench.provenance import describe_run
 from workbench.spec import Job
 from workbench.state import restore, snapshot, state_bytes
 
-CHECKPOINT_S = 10.0  # seconds between checkpoints, more when writing one takes long
+CHECKPOINT_S = 10.0  # seconds between checkpoints, more when writing one takes long; 0: after every report
 CHECKPOINT_SHARE = 0.02  # of the run's time, at most, goes into checkpoints
 
 
@@ -212,7 +212,7 @@ class Loop:
             raise
 
     def _save_if_due(self) -> None:
-        pause = max(self.checkpoint_s, self._save_cost / CHECKPOINT_SHARE)
+        pause = self.checkpoint_s and max(self.checkpoint_s, self._save_cost / CHECKPOINT_SHARE)
         if time.monotonic() - self._saved_at >= pause:
             self._save()
 

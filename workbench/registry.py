@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from workbench.task import Task
 
 PACKAGE = Path(__file__).parent
+_importing = threading.Lock()
 # contract files that hold words and no mathematics: a change to them makes no result stale
 WORDS_ONLY = {"workbench.params", "tracking.errors", "tracking.metrics"}
 
@@ -198,16 +200,17 @@ def _import(name: str, file: Path) -> ModuleType:
         return importlib.import_module(name)
     # a changed plugin gets a new module name, so a notebook sees an edit without a restart of the kernel
     name = f"{name}_{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+    with _importing:  # runs in threads may ask for the same plugin at once
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, file)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        return sys.modules[name]
 
 
 def _imports(file: Path) -> set[str]:

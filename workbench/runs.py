@@ -82,7 +82,8 @@ class Run:
 
         spec = self.spec
         job = resolve(spec["method"], spec["task"], spec["params"], task_params=spec["task_params"], seed=spec["seed"],
-                      device=spec["device"] if torch.cuda.is_available() else "cpu", budget=spec["budget"])
+                      device=spec["device"] if torch.cuda.is_available() else "cpu", threads=spec["threads"] or None,
+                      budget=spec["budget"])
         saved = checkpoint.load(self.folder)
         if saved is None:
             raise UserError(f"{self.folder.path} holds no checkpoint.")
@@ -181,7 +182,7 @@ def run(
         tracking: MLflow address, ``"off"``, or ``None`` for ``$MLFLOW_TRACKING_URI`` or else the project's own SQLite file.
         experiment: MLflow experiment.
         observer: called with a :class:`workbench.engine.Report` after each step, in the run's thread. It must not change the state.
-        checkpoint_s: seconds between checkpoints; ``None`` takes the default, 10 s.
+        checkpoint_s: seconds between checkpoints (0: after every report); ``None`` takes the default, 10 s.
 
     Raises:
         UserError: a misspelt name, a value out of range, a missing data set; before any work starts where it can be known.
@@ -224,10 +225,10 @@ def _execute(job: Job, folder: RunFolder, control: Control, *, fresh: bool, prog
         if not finished:
             prepare(job, folder, experiment=experiment, fresh=fresh, parent=parent, tags=tags)
         recorder = Recorder(folder, uri, on_control=lambda word: control.obey(word, "from MLflow")) if uri else None
-        if finished:
-            return Run(folder, "finished", cached=True, url=_ship(recorder) if recorder else None)
         if recorder:
             recorder.start()
+        if finished:  # still shipped: this store may not have it yet
+            return Run(folder, "finished", cached=True, url=_ship(recorder) if recorder else None)
         bar = _bar(job) if progress else None
 
         def watch(report: Report) -> None:
@@ -249,7 +250,6 @@ def _execute(job: Job, folder: RunFolder, control: Control, *, fresh: bool, prog
 
 def _ship(recorder: Recorder) -> str | None:
     """Wait a little for the store to have everything; say so when it has not."""
-    recorder.start()
     left = recorder.close()
     if left:
         log.warning("%d points are not in MLflow yet (%s). Nothing is lost: `workbench sync` ships the rest.", left, recorder.error)

@@ -62,7 +62,11 @@ def restore(value: Any, tree: Any) -> Any:
         for f in dataclasses.fields(value):
             object.__setattr__(value, f.name, restore(getattr(value, f.name), tree[f.name]))
     elif isinstance(value, torch.Tensor) and isinstance(tree, torch.Tensor):
-        return tree.to(value.device).clone()
+        if value.shape == tree.shape and value.dtype == tree.dtype:
+            with torch.no_grad():  # in place: an optimiser may hold the same tensor
+                value.copy_(tree)
+            return value
+        return tree.to(value.device, copy=True).requires_grad_(value.requires_grad)
     elif isinstance(value, dict) and isinstance(tree, dict) and value.keys() == tree.keys():
         return {k: restore(v, tree[k]) for k, v in value.items()}
     elif isinstance(value, (list, tuple)) and isinstance(tree, (list, tuple)) and len(value) == len(tree):

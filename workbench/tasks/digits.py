@@ -18,4 +18,4 @@ class Digits(ImageTask):
     embedded = True
 
     pixel_max = 16
-    mean, std = (0.3047,), (0.3768,)
+    mean, std = (0.3054,), (0.3755,)

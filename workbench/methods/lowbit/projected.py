@@ -54,7 +54,7 @@ class ProjectedTraining(LowBitTraining):
     id = "projected"
     title = "Projected gradient"
     family = "lowbit"
-    paper = "PMLR 206:3644-3663"
+    paper = "arXiv:2211.03741"
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 8, "lr": 0.01, "projection": "l2"}}
 

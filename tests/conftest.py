@@ -1,0 +1,107 @@
+"""Fixtures: a home of its own for every test, and a small plugin with a method and a task of known behaviour."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+TOY = '''
+"""A random walk towards zero: a method whose every figure is known, for testing the bench itself."""
+from __future__ import annotations
+import time
+from dataclasses import dataclass
+import numpy as np
+import torch
+from tracking.codecs import Dense
+from workbench.method import Context, Method, Progress
+from workbench.params import Field, Params
+from workbench.task import Task
+
+
+class ToyTask(Task):
+    dataset, title, kind, embedded = "toy", "A point in the plane", "toy", True
+
+    class Params(Params):
+        dim: int = Field(2, ge=1, le=1000, description="dimension")
+
+    def setup(self, ctx):
+        self.start = torch.ones(self.params.dim, device=ctx.device)
+
+
+@dataclass
+class State:
+    w: torch.Tensor
+    noise: torch.Generator
+    host: np.random.Generator
+    optimizer: torch.optim.Optimizer
+    done: int = 0
+
+
+class Toy(Method):
+    """Noisy descent on a quadratic."""
+
+    id, title, family, kinds = "toy", "Toy", "testing", ("toy",)
+    example = {"task": "toy", "params": {"steps": 5}}
+
+    class Params(Params):
+        steps: int = Field(20, ge=1, le=100_000, description="steps")
+        lr: float = Field(0.1, gt=0, le=1e30, description="learning rate")
+        sleep_s: float = Field(0.0, ge=0, le=10, description="time a step takes")
+        fail_at: int = Field(-1, description="step that raises")
+        oom_at: int = Field(-1, description="step that runs out of memory")
+        eval_every: int = Field(1, ge=1, description="steps between evaluations")
+        talk: bool = Field(False, description="send the weights each step")
+
+    def init(self, task, ctx):
+        w = task.start.clone().requires_grad_()
+        return State(w, ctx.generator("noise"), np.random.default_rng(ctx.seed), torch.optim.SGD([w], lr=self.params.lr, momentum=0.5))
+
+    def step(self, state, task, ctx):
+        p = self.params
+        if state.done == p.fail_at:
+            raise ValueError("the toy broke")
+        if state.done == p.oom_at:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 1 TB")
+        time.sleep(p.sleep_s)
+        loss = (state.w + 0.1 * torch.randn(state.w.shape, generator=state.noise, device=ctx.device)).square().sum()
+        state.w.grad = None
+        loss.backward()
+        state.optimizer.step()
+        state.done += 1
+        if p.talk:
+            ctx.ledger.send(state.w, Dense(), "up")
+        return {"train/loss": float(loss.detach()) + 1e-3 * state.host.normal(), "train/samples": state.done}
+
+    def evaluate(self, state, task, ctx):
+        ctx.poll()
+        return {"eval/loss": float(state.w.detach().square().sum())}
+
+    def evaluation_due(self, state):
+        return state.done % self.params.eval_every == 0
+
+    def progress(self, state):
+        return Progress(state.done, self.params.steps)
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test touches the user's runs, and none is read from there."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("WORKBENCH_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return home
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the plugin, to be edited where a test wants to."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "toy.py").write_text(TOY)
+    monkeypatch.setenv("WORKBENCH_PLUGINS", str(folder))
+    return folder / "toy.py"
