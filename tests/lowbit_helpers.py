@@ -1,11 +1,12 @@
-"""What tests of the low-bit optimisers share: float64 NumPy twins of SGD and Adam, a problem to descend, and checks that
-every such optimiser must pass."""
+"""What tests of the low-bit optimisers share: float64 NumPy twins of SGD and Adam, a problem to descend, and checks
+that every such optimiser must pass."""
 
 from __future__ import annotations
 
 import copy
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from workbench.method import Context
 from workbench.params import parse
 from workbench.task import SupervisedParams, SupervisedTask
 
-# Twins are float64. In float64 the optimiser may differ by rounding alone: 50 steps, each a few operations of relative error
-# 1e-16 on numbers of order 1 to 10, amplified at most tens of times by the problem's curvature. In float32 the unit is 6e-8, times
-# the same 50 steps and amplification; no coordinate of the fixed problems passes within 1e-4 of a threshold (else a sign would
-# flip and the difference would be of order 1, which no tolerance here forgives).
+# Twins are float64. In float64 the optimiser may differ by rounding alone: 50 steps, each a few operations of relative
+# error 1e-16 on numbers of order 1 to 10, amplified at most tens of times by the problem's curvature. In float32 the
+# unit is 6e-8, times the same 50 steps and amplification. A weight that took the other side of a threshold would
+# make a difference of order 0.1 and more, which neither tolerance forgives.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
 
@@ -44,7 +45,7 @@ class Descent:
 
 
 class Quadratic:
-    """Noisy quadratic loss of a 3 x 4 weight: its gradient at step k is ``H (w - c) + noise_k``, known in closed form."""
+    """Noisy quadratic loss of a 3 x 4 weight; its gradient at step k is ``H (w - c) + noise_k``."""
 
     shape = (3, 4)
 
@@ -72,24 +73,26 @@ class Quadratic:
 
 
 def flat(t: torch.Tensor) -> np.ndarray:
-    return t.detach().double().numpy().reshape(-1)
+    return t.detach().double().numpy().reshape(-1).copy()
 
 
-# --- checks of any optimiser: ``make(quantised, plain)`` builds it over two lists of parameters ---------------------------
+# --- checks of any optimiser: ``make(quantised, plain)`` builds it over two lists of parameters -----------
 
 Make = Callable[[list[nn.Parameter], list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3, bias=False), nn.BatchNorm1d(3))
+    return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(),
+                         nn.Linear(8, 3, bias=False), nn.BatchNorm1d(3))
 
 
 def build(make: Make, model: nn.Sequential) -> torch.optim.Optimizer:
     return make([model[0].weight, model[3].weight], [*model[1].parameters(), *model[4].parameters()])
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, after: Callable[[], None] = lambda: None) -> None:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range,
+          after: Callable[[], None] = lambda: None) -> None:
     for k in steps:
         g = torch.Generator().manual_seed(k)
         x, y = torch.randn(16, 6, generator=g), torch.randint(3, (16,), generator=g)
@@ -99,7 +102,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, afte
         after()
 
 
-def check_round_trip(make: Make, generator: torch.Generator | None = None, fresh: torch.Generator | None = None) -> None:
+def check_round_trip(make: Make, generator: torch.Generator | None = None,
+                     fresh: torch.Generator | None = None) -> None:
     """Saved after 7 steps and loaded into a fresh network and optimiser, training goes on bit for bit."""
     model = network(0)
     optimizer = build(make, model)
@@ -121,15 +125,16 @@ def check_round_trip(make: Make, generator: torch.Generator | None = None, fresh
         assert torch.equal(a, b)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         ours, theirs = optimizer.state[p], other.state[q]
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def check_plain_groups(optimizer_class: type, **options: object) -> None:
     """With ``weights=None`` every parameter moves bit for bit as under torch's own Adam or SGD."""
     for base in ("adam", "sgd"):
         ours, theirs = network(0), network(0)
-        optimizer = optimizer_class([{"params": list(ours.parameters()), "weights": None}], lr=0.03, base=base, weight_decay=1e-3,
-                                    **options)
+        optimizer = optimizer_class([{"params": list(ours.parameters()), "weights": None}],
+                                    lr=0.03, base=base, weight_decay=1e-3, **options)
         # foreach on both sides: torch promises equal results within one implementation only
         peer = (torch.optim.Adam(theirs.parameters(), lr=0.03, weight_decay=1e-3, foreach=True) if base == "adam" else
                 torch.optim.SGD(theirs.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-3, foreach=True))
@@ -142,7 +147,7 @@ def check_plain_groups(optimizer_class: type, **options: object) -> None:
 
 
 def check_scheduler(make: Make) -> None:
-    """torch's StepLR gives bit for bit what setting the groups' learning rate by hand gives, and not what a constant one does."""
+    """torch's StepLR gives bit for bit what a learning rate set by hand gives, and not what a constant one does."""
     results = []
     for kind in ("scheduler", "hand", "constant"):
         model = network(0)
@@ -161,7 +166,7 @@ def check_scheduler(make: Make) -> None:
 
 
 def check_state(make: Make, quantised: set[str], plain: set[str]) -> None:
-    """After training, the state of each parameter is the named tensors and no other; all but ``step`` have its shape."""
+    """The state of a parameter is the named tensors and no other; all but ``step`` have its shape."""
     model = network(0)
     optimizer = build(make, model)
     train(model, optimizer, range(3))
@@ -172,7 +177,7 @@ def check_state(make: Make, quantised: set[str], plain: set[str]) -> None:
             assert all(t.shape == (p.shape if name != "step" else ()) for name, t in optimizer.state[p].items())
 
 
-# --- a task, and a method's whole life on it -------------------------------------------------------------------------------
+# --- a task, and a method's whole life on it --------------------------------------------------------------
 
 
 class Blobs(SupervisedTask):
@@ -209,7 +214,7 @@ class Blobs(SupervisedTask):
         return outputs.argmax(1) == labels
 
 
-def live(method_class: type, seed: int = 0, **params: object) -> tuple[object, object, dict[str, float], list[dict[str, float]]]:
+def live(method_class: type, seed: int = 0, **params: object) -> tuple[Any, Any, dict[str, float], list[dict]]:
     """Run a method on :class:`Blobs` to its end: ``(method, state, final evaluation, metrics of each step)``."""
     ctx = Context(device=torch.device("cpu"), seed=seed, ledger=Ledger())
     task = Blobs("", SupervisedParams())

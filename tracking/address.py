@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -45,6 +47,14 @@ def public_uri(uri: str) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite address, else ``None``."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def lock_path(uri: str) -> Path:
+    """The lock file of a store for the processes of this machine: beside a SQLite file, else among temporary files."""
+    database = sqlite_path(uri)
+    if database is not None:
+        return database.with_name(f"{database.name}.lock")
+    return Path(tempfile.gettempdir()) / f"workbench-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
 
 
 def available() -> bool:

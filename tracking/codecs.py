@@ -49,7 +49,7 @@ class Dense:
 class Levels:
     """A tensor that takes few values: a table of those values and fixed-width packed indices, exact.
 
-    The width is ``ceil(log2(number of levels))`` bits a value. Raises ``ValueError`` when the tensor takes more than
+    Negative zero counts as zero, to which it is equal; a NaN is a value like others, known by its bits. The width is ``ceil(log2(number of levels))`` bits a value. Raises ``ValueError`` when the tensor takes more than
     ``max_levels`` values (it is not quantised then).
     """
 
@@ -61,14 +61,15 @@ class Levels:
         self.max_levels = max_levels
 
     def encode(self, value: Tensor) -> bytes:
-        flat = value.detach().to("cpu", torch.float32).reshape(-1)
-        levels, index = torch.unique(flat, return_inverse=True)
+        flat = value.detach().to("cpu", torch.float32).reshape(-1) + 0.0  # -0 + 0 = 0
+        # by bits: unique() takes every NaN for a value of its own, because none equals another
+        levels, index = torch.unique(flat.view(torch.int32), return_inverse=True)
         if levels.numel() > self.max_levels:
             raise ValueError(f"{levels.numel()} different values; the codec {self.name!r} holds {self.max_levels}.")
         width = index_width(levels.numel())
         bits = (index.numpy().astype(np.uint8)[:, None] >> np.arange(width, dtype=np.uint8)) & 1
         return (_header(value) + struct.pack("<H", levels.numel())
-                + levels.numpy().astype("<f4", copy=False).tobytes() + np.packbits(bits, bitorder="little").tobytes())
+                + levels.view(torch.float32).numpy().astype("<f4", copy=False).tobytes() + np.packbits(bits, bitorder="little").tobytes())
 
     def decode(self, payload: bytes) -> Tensor:
         shape, start = _read_header(payload)

@@ -26,33 +26,62 @@ class Counter:
 class EnergyMeter:
     """Adds up counters between :meth:`start` and :meth:`stop`; windows accumulate.
 
-    NVML counters move about ten times a second, so a total made of few windows shorter than 0.1 s is coarse.
+    A figure with a window that is not known (a counter failed, or was reset by its driver) is dropped for good: what is left
+    would be too small. NVML counters move about ten times a second, so a total made of few windows shorter than 0.1 s is coarse.
     """
 
     def __init__(self, counters: list[Counter]) -> None:
-        self.counters = counters
+        self.counters = list(counters)
         self.totals: dict[str, float] = {}
-        self._open: list[float] | None = None
+        self._open: list[float | None] | None = None
 
     def start(self) -> None:
         """Open a window."""
-        self._open = [c.read() for c in self.counters]
+        self._open = [_read(c) for c in self.counters]
 
     def stop(self) -> None:
         """Close the window and add it to the totals."""
         if self._open is None:
             raise RuntimeError("stop() without start()")
+        lost = set()
         for counter, before in zip(self.counters, self._open, strict=True):
-            spent = counter.read() - before
-            if spent < 0 and counter.wrap_j:
-                spent += counter.wrap_j
-            self.totals[counter.metric] = self.totals.get(counter.metric, 0.0) + spent
+            after = _read(counter)
+            if before is not None and after is not None and after < before and counter.wrap_j:
+                after += counter.wrap_j
+            if before is None or after is None or after < before:
+                lost.add(counter.metric)
+            else:
+                self.totals[counter.metric] = self.totals.get(counter.metric, 0.0) + after - before
         self._open = None
+        self._drop(lost)
+
+    def resume(self, totals: dict[str, float], begun: bool) -> None:
+        """Go on from the totals of an interrupted run; ``begun`` says that it had made a step.
+
+        A figure that one of the two parts cannot have is dropped.
+        """
+        if begun:
+            self.totals = dict(totals)
+            self._drop(set(totals) ^ set(self.sources))
 
     @property
     def sources(self) -> dict[str, str]:
         """Where each figure comes from, by metric name."""
-        return {c.metric: c.source for c in self.counters}
+        found: dict[str, str] = {}
+        for c in self.counters:
+            found[c.metric] = f"{found[c.metric]} + {c.source}" if c.metric in found else c.source
+        return found
+
+    def _drop(self, metrics: set[str]) -> None:
+        self.counters = [c for c in self.counters if c.metric not in metrics]
+        self.totals = {name: joules for name, joules in self.totals.items() if name not in metrics}
+
+
+def _read(counter: Counter) -> float | None:
+    try:
+        return counter.read()
+    except Exception:  # a driver's failure costs the figure, never the run
+        return None
 
 
 def probe(device: str) -> tuple[list[Counter], list[str]]:

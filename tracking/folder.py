@@ -31,7 +31,7 @@ LIVE = ("running", "paused")
 CONTROLS = ("run", "pause", "stop")
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | memoryview | str) -> None:
     """Replace ``path`` as a whole: after a crash it holds the old content or the new, never a mixture."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,11 +114,12 @@ class RunFolder:
         """``{"status", "reason", "time", "pid", "host"}``, or ``None`` before the first :meth:`write_status`."""
         return self._read_json(self.status_path)
 
-    def write_status(self, status: str, reason: str = "") -> None:
+    def write_status(self, status: str, reason: str = "", when: float | None = None) -> None:
+        """Say how the run stands; ``when`` (Unix seconds) is now when not given."""
         if status not in STATUSES:
             raise unknown("run status", status, STATUSES)
-        record = {"status": status, "reason": reason, "time": time.time(), "pid": os.getpid(),
-                  "host": socket.gethostname()}
+        record = {"status": status, "reason": reason, "time": time.time() if when is None else when,
+                  "pid": os.getpid(), "host": socket.gethostname()}
         write_atomic(self.status_path, json.dumps(record) + "\n")
 
     def read_cursors(self) -> dict[str, dict[str, Any]]:

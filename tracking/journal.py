@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tracking.errors import UserError
+from tracking.folder import write_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -38,7 +39,8 @@ class Journal:
 
     Opening cuts off a torn last line, which is what a killed process or a full disk leaves. ``truncate_at`` (bytes,
     an earlier ``offset``) cuts everything reported after a checkpoint; it must be the end of a line inside the file,
-    else :class:`UserError`.
+    else :class:`UserError`. The shortened journal is a new file under the old name, so that a reader that is following
+    the old one can tell.
 
     Each append is one ``write`` to the operating system, so killing the process loses no report. ``flush(sync=True)``
     also waits for the disk, which a checkpoint that refers to ``offset`` needs in case the machine itself dies.
@@ -100,8 +102,12 @@ class Journal:
             if end and os.pread(self._fd, 1, end - 1) != b"\n":
                 raise UserError(f"Byte {end} of journal {self.path} is in the middle of a line; "
                                 f"it cannot be cut there. The checkpoint does not belong to this journal.")
-        if end < size:
+        if end < size and truncate_at is None:
             os.ftruncate(self._fd, end)
+        elif end < size:
+            write_atomic(self.path, b"".join(os.pread(self._fd, _BLOCK, at) for at in range(0, end, _BLOCK))[:end])
+            os.close(self._fd)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND)
         return end, sum(os.pread(self._fd, min(_BLOCK, end - at), at).count(b"\n") for at in range(0, end, _BLOCK))
 
 

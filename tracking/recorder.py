@@ -25,10 +25,10 @@ MAX_BACKOFF_S = 10.0
 class Recorder:
     """Ships ``folder`` to the store at ``uri`` until :meth:`close`.
 
-    Open the journal (which may cut it) and write the status ``running`` before :meth:`start`. ``on_control`` is called
-    in the recorder's thread with ``"stop"``, ``"pause"`` or ``"resume"`` when a person has written that word into the
-    run's tag ``workbench.control``; the tag then reads ``stop (seen)``. ``interval_s`` is the pause between two
-    batches; however much there is to ship, the thread rests as long as it works while the run goes on.
+    The run may open and cut its journal before or after :meth:`start`. ``on_control`` is called in the recorder's
+    thread with ``"stop"``, ``"pause"`` or ``"resume"`` when a person has written that word into the run's tag
+    ``workbench.control``; the tag then reads ``stop (seen)``. ``interval_s`` is the pause between two batches; however
+    much there is to ship, the thread rests as long as it works while the run goes on.
 
     ``run_id`` and ``url`` are ``None`` until the store has the run. ``error`` is the last trouble in one line, ``None``
     when there is none now; it is logged as a warning once.
@@ -43,7 +43,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._work, name=f"recorder {folder.path.name}", daemon=True)
         self._news, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
         self._warned = self._done = False
-        self._polled = 0.0
+        self._polled = -CONTROL_POLL_S
         self._unanswered: str | None = None
 
     @property
@@ -55,7 +55,9 @@ class Recorder:
         return self._shipper.url if self._shipper else None
 
     def start(self) -> Recorder:
-        self._thread.start()
+        """Begin; calling it again changes nothing."""
+        if self._thread.ident is None:
+            self._thread.start()
         return self
 
     def wake(self) -> None:
@@ -125,8 +127,10 @@ class Recorder:
         if closing:
             if not more and not self._abandoned.is_set():
                 self._shipper.finish()
-        elif self._on_control is not None and time.monotonic() - self._polled >= CONTROL_POLL_S:
-            self._poll_control(self._shipper)
+        elif time.monotonic() - self._polled >= CONTROL_POLL_S:
+            self._shipper.show_status()
+            if self._on_control is not None:
+                self._poll_control(self._shipper)
             self._polled = time.monotonic()
         return more
 

@@ -12,8 +12,9 @@ settles it.
 from __future__ import annotations
 
 import math
+import os
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, BinaryIO
 
 from tracking.address import public_uri
 from tracking.errors import UserError
@@ -36,8 +37,11 @@ class Shipper:
         self._locked = False
         self._store = store
         self._where = public_uri(uri)  # the cursor file travels with the folder: no passwords in it
-        self._offset = 0  # bytes; journal lines before it are known to this shipper
+        self._journal: BinaryIO | None = None  # the file that the next two speak of; open, so its inode is not reused
+        self._offset = 0  # bytes: the lines before it are dealt with
         self._line = 0  # their number
+        self._counted = -1  # length of the journal when the store was last asked how much it has
+        self._shown: str | None = None
         self._cursor: dict[str, Any] = dict(folder.read_cursors().get(self._where, {}))
         self._saved = True
 
@@ -64,19 +68,19 @@ class Shipper:
             run = self.folder.read_run()
             run_id, existed = self.store.ensure_run(run)
             if self._cursor.get("run_id") != run_id:  # no cursor, or that of a store that was begun anew
-                self._cursor = {"run_id": run_id, "lines": self._count_reports(run_id) if existed else 0}
+                self._cursor = {"run_id": run_id, "lines": 0} | ({"uncounted": True} if existed else {})
                 self._save()
             self.url = self.store.run_url(run_id, run["experiment"])
-            status = self.folder.read_status() or {"status": "running", "reason": ""}
-            if existed and status["status"] in LIVE:  # a resumed run is running again, whatever the store was told
-                self.store.finish(run_id, status["status"], status["reason"])
-                self._cursor.pop("told", None)
             self.run_id = run_id
         self._settle()
 
     def ship(self) -> int:
         """Send the next batch of whole lines; return the number of lines passed, 0 when nothing is left."""
         self.open()
+        if not self._follow():
+            return 0
+        if self._cursor.get("uncounted"):
+            self._count()
         line, offset = self._line, self._offset
         points: list[Point] = []
         for entry in read(self.folder.journal_path, offset):
@@ -85,6 +89,8 @@ class Shipper:
                 break
             points += fresh
             line, offset = line + 1, entry.end
+        if self._cut():  # just now: what was read may be neither the old nor the new journal
+            return 1
         if points:
             last = points[-1]
             self._cursor["intent"] = {"lines": line, "key": last.key, "step": last.step, "time_ms": last.time_ms}
@@ -103,6 +109,15 @@ class Shipper:
         if not self._saved:
             self._save()
 
+    def show_status(self) -> None:
+        """Tell the store that the run is running or paused, if that is news. The end is told by :meth:`finish`."""
+        status = self.folder.read_status()
+        if self.run_id is not None and status and status["status"] in LIVE and status["status"] != self._shown:
+            self.store.finish(self.run_id, status["status"], status["reason"])
+            self._shown = status["status"]
+            if self._cursor.pop("told", None):  # resumed: it will end again
+                self._save()
+
     def finish(self) -> None:
         """Send files and final status, if the run has ended and the store has not been told."""
         status = self.folder.read_status()
@@ -113,6 +128,7 @@ class Shipper:
             return
         self.open()
         files = (self.folder.run_path, self.folder.journal_path, self.folder.error_path, self.folder.artifacts_path)
+        self.store.add_tags(self.run_id, self.folder.read_run().get("tags", {}))  # some are known only once it runs
         self.store.log_artifacts(self.run_id, [path for path in files if path.exists()])
         self.store.finish(self.run_id, status["status"], status["reason"], int(status["time"] * 1000))
         self._cursor["told"] = told
@@ -125,6 +141,7 @@ class Shipper:
 
     def close(self) -> None:
         """Let another shipper have the folder."""
+        self._leave()
         self._lock.close()
         self._locked = False
 
@@ -137,9 +154,43 @@ class Shipper:
         del self._cursor["intent"]
         self._save()
 
-    def _count_reports(self, run_id: str) -> int:
-        entries = read(self.folder.journal_path)
-        return self.store.count_reports(run_id, ((e.step, [p.key for p in _points(e)]) for e in entries))
+    def _cut(self) -> bool:
+        """Whether the journal is another file than before: a resumed run has cut it back to its checkpoint."""
+        try:
+            return self._journal is None or not os.path.samestat(os.fstat(self._journal.fileno()),
+                                                                 os.stat(self.folder.journal_path))
+        except FileNotFoundError:
+            return True
+
+    def _follow(self) -> bool:
+        """Begin again at the top of the journal if it is another file; False when there is no journal yet."""
+        if self._cut():
+            self._leave()
+            try:
+                self._journal = open(self.folder.journal_path, "rb")  # noqa: SIM115 (held until the next cut)
+            except FileNotFoundError:
+                return False
+            self._offset = self._line = 0
+        return True
+
+    def _leave(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _count(self) -> None:
+        """Ask the store how much of the journal it has: the run was found there, but not the cursor that says so.
+
+        A journal that was cut back to a checkpoint may be shorter than what the store has, so this is repeated as it
+        grows until the store lacks something.
+        """
+        reports = [(entry.step, [point.key for point in _points(entry)]) for entry in read(self.folder.journal_path)]
+        if len(reports) == self._counted:
+            return
+        self._counted = len(reports)
+        self._cursor["lines"], self._saved = self.store.count_reports(self.run_id, reports), False
+        if self.lines < len(reports):
+            del self._cursor["uncounted"]
 
     def _save(self) -> None:
         self.folder.write_cursors({**self.folder.read_cursors(), self._where: self._cursor})

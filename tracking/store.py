@@ -6,12 +6,10 @@ MLflow is imported on the first use of :class:`Store`, so a machine without it c
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import math
 import os
+import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from tracking.address import (  # this module is the front door for addresses, t
     available,
     experiments_url,  # noqa: F401
     home,  # noqa: F401
+    lock_path,
     public_uri,
     sqlite_path,
     tracking_uri,  # noqa: F401
@@ -82,10 +81,7 @@ class Store:
     @contextlib.contextmanager
     def _machine_lock(self) -> Iterator[None]:
         """One process of this machine at a time: for what MLflow cannot create exactly once."""
-        database = sqlite_path(self.uri)
-        path = (database.with_name(f"{database.name}.lock") if database is not None else
-                Path(tempfile.gettempdir()) / f"workbench-{hashlib.sha256(self.uri.encode()).hexdigest()[:16]}.lock")
-        with held(path, timeout_s=60) as got:
+        with held(path := lock_path(self.uri), timeout_s=60) as got:
             if not got:
                 raise TimeoutError(f"another process has been preparing {public_uri(self.uri)} for a minute ({path})")
             yield
@@ -114,7 +110,7 @@ class Store:
 
         root = self._artifact_root
         with contextlib.suppress(MlflowException):  # made by another process meanwhile; any other trouble shows below
-            self.client.create_experiment(name, None if root is None else str(root / quote(name, safe=" ")),
+            self.client.create_experiment(name, None if root is None else str(root / re.sub(r"\W+", "_", name)),
                                           tags={"mlflow.experimentKind": "custom_model_development"})
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -128,23 +124,24 @@ class Store:
     def ensure_run(self, run: Mapping[str, Any]) -> tuple[str, bool]:
         """The id of the MLflow run of ``run``, and whether it was there already; else it is created.
 
-        A run is known by its tags ``workbench.key`` and ``workbench.attempt``, which it has from the moment it exists,
-        so a crash at any point leaves no twin. What a person has changed since (name, note, tags) is left alone, and a
-        run that a person has deleted raises :class:`UserError` instead of coming back.
+        A run is known by its tags ``workbench.key``, ``workbench.attempt`` and ``workbench.created``, which it has from
+        the moment it exists, so a crash at any point leaves no twin. What a person has changed since (name, note, tags)
+        is left alone, and a run that a person has deleted raises :class:`UserError` instead of coming back.
         """
         experiment = self.experiment(run["experiment"])
-        found = self._find(experiment, run["key"], attempt(run), deleted_too=True)
+        identity = _identity(run)
+        found = self._find(experiment, identity, deleted_too=True)
         if found is not None and found.info.lifecycle_stage == "deleted":
             raise UserError(f"Run {run['name']!r} ({found.info.run_id}) was deleted in MLflow. Restore it there "
                             f"(mlflow runs restore --run-id {found.info.run_id}), or delete its run folder.")
         run_id = found.info.run_id if found is not None else None
         if run_id is None:
-            tags = {"workbench.key": run["key"], "workbench.attempt": attempt(run), "workbench.kind": "run"}
+            tags = dict(identity)
             if run.get("parent"):
                 tags["mlflow.parentRunId"] = self.study_run(run["parent"], run["experiment"])
             run_id = self._create(experiment, run, tags)
         if found is None or _NOTE not in found.data.tags:  # new, or a crash came between
-            self._describe(run_id, run, {_NOTE: run.get("note") or note(run)})
+            self._describe(run_id, run, {**run.get("tags", {}), **identity, _NOTE: run.get("note") or note(run)})
         return run_id, found is not None
 
     def study_run(self, key: str, experiment: str, name: str | None = None, params: Mapping[str, Any] | None = None,
@@ -156,21 +153,22 @@ class Store:
         study = {"key": key, "name": name or key, "params": params or {}}
         experiment_id = self.experiment(experiment)
         with self._machine_lock():
-            found = self._find(experiment_id, key, "study")
-            run_id = found.info.run_id if found is not None else self._create(
-                experiment_id, study, {"workbench.key": key, "workbench.attempt": "study", "workbench.kind": "study"})
+            identity = {"workbench.key": key, "workbench.kind": "study"}
+            found = self._find(experiment_id, identity)
+            run_id = found.info.run_id if found is not None else self._create(experiment_id, study, dict(identity))
         new = {**(tags or {}), **({_NOTE: note} if note else {}), **({"mlflow.runName": name} if name else {})}
         if params or new:
             self._describe(run_id, study, new)
         return run_id
 
-    def _find(self, experiment_id: str, key: str, attempt: str, deleted_too: bool = False) -> Any:
+    def _find(self, experiment_id: str, identity: Mapping[str, str], deleted_too: bool = False) -> Any:
         from mlflow.entities import ViewType
 
-        quoted = f'"{key}"' if "'" in key else f"'{key}'"
+        terms = [f"tags.`{tag}` = " + (f'"{value}"' if "'" in value else f"'{value}'")
+                 for tag, value in identity.items()]
         found = self.client.search_runs(
-            [experiment_id], f"tags.`workbench.key` = {quoted} and tags.`workbench.attempt` = '{attempt}'",
-            ViewType.ALL if deleted_too else ViewType.ACTIVE_ONLY, 1, ["attributes.start_time ASC"])
+            [experiment_id], " and ".join(terms), ViewType.ALL if deleted_too else ViewType.ACTIVE_ONLY, 1,
+            ["attributes.start_time ASC"])
         return found[0] if found else None
 
     def _create(self, experiment_id: str, run: Mapping[str, Any], tags: dict[str, str]) -> str:
@@ -188,7 +186,14 @@ class Store:
                             data.get("source", data["name"]), data.get("schema"), data.get("profile"))
             context = InputTag("mlflow.data.context", data.get("context", "train"))
             self.client.log_inputs(run_id, [DatasetInput(entry, [context])])
-        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in {**run.get("tags", {}), **tags}.items()])
+        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set those of ``tags`` that the run does not have yet."""
+        from mlflow.entities import RunTag
+
+        there = self.client.get_run(run_id).data.tags
+        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items() if k not in there])
 
     # -- metrics -----------------------------------------------------------------------------------------------
 
@@ -283,15 +288,13 @@ class Store:
                 f"?compareRunsMode=CHART{share}&workflowType=machine_learning")
 
 
-def attempt(run: Mapping[str, Any]) -> str:
-    """What tells a fresh repetition of a run from the run itself: ``run["attempt"]``, else when it was created."""
-    return str(run.get("attempt", run.get("created", "")))
+def _identity(run: Mapping[str, Any]) -> dict[str, str]:
+    """The tags that tell a run from every other one, a repetition of the same spec included."""
+    return {"workbench.key": run["key"], "workbench.attempt": str(run.get("tags", {}).get("workbench.attempt", "0")),
+            "workbench.created": str(run.get("created", ""))}
 
 
 def note(run: Mapping[str, Any]) -> str:
     """A Markdown note for the run's page: its name and where it came from."""
-    rows = [f"| {key} | `{value}` |" for key, value in run.get("provenance", {}).items()
-            if isinstance(value, str | int | float) and not isinstance(value, bool) and
-            not (isinstance(value, float) and math.isnan(value))]
-    table = ["", "| provenance | |", "|---|---|", *rows] if rows else []
-    return "\n".join([f"**{run['name']}**", *table])
+    rows = [f"| {key} | `{value}` |" for key, value in run.get("provenance", {}).items()]
+    return "\n".join([f"**{run['name']}**", *(["", "| provenance | |", "|---|---|", *rows] if rows else [])])

@@ -20,7 +20,6 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 
-# ``from workbench import tasks`` after ``import workbench.tasks`` would give the sub-package: the verb is fetched by name first
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")

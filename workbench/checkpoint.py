@@ -19,12 +19,19 @@ def save(folder: RunFolder, state: Any, engine: dict[str, Any]) -> None:
     write_atomic(folder.checkpoint_path, buffer.getbuffer())
 
 
-def load(folder: RunFolder) -> dict[str, Any] | None:
-    """``{"state": tree, "engine": counters}`` on the CPU, or ``None`` when there is no checkpoint."""
+def load(folder: RunFolder, device: str | torch.device = "cpu") -> dict[str, Any] | None:
+    """``{"state": tree, "engine": counters}``, or ``None`` when there is no checkpoint.
+
+    What was saved from a CUDA device comes back on ``device``, the rest on the CPU, where it was.
+    """
     if not folder.checkpoint_path.is_file():
         return None
+
+    def place(storage: torch.UntypedStorage, saved_on: str) -> torch.UntypedStorage:
+        return storage if saved_on == "cpu" else storage.to(device=torch.device(device))
+
     try:
-        return torch.load(folder.checkpoint_path, map_location="cpu", weights_only=True)
+        return torch.load(folder.checkpoint_path, map_location=place, weights_only=True)
     except Exception as error:
         raise UserError(f"{folder.checkpoint_path} is damaged ({type(error).__name__}). "
                         "Delete it, or run with fresh=True, to start this run again.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +17,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 well, 1 a run failed or was stopped, 2 a mistake in what was typed."""
     args = build_parser().parse_args(argv)
     try:
-        return args.verb(args) or 0
+        code = args.verb(args) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"workbench: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe has gone, e.g. `| head`
+    except BrokenPipeError:  # the reader of a pipe has gone, e.g. `| head`: what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("workbench: interrupted", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("study", "execute a paper's study notebook", _study)
     sub.add_argument("id", nargs="?", help="study id; without it the studies are listed")
+    sub.add_argument("--ids", action="store_true", help="print the ids alone, for scripts")
     sub.add_argument("--profile", default="quick", help="smoke, quick or full")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter; repeatable")
     sub.add_argument("--output", type=Path, help="executed notebook (default: under the workbench's home)")
@@ -183,6 +191,9 @@ def _sweep(args: argparse.Namespace) -> int:
 def _study(args: argparse.Namespace) -> int:
     from workbench.study import execute, studies
 
+    if args.ids:
+        print("\n".join(row["id"] for row in studies()))
+        return 0
     if args.id is None:
         _print_rows(studies(), False, ("id", "title", "notebook"))
         return 0

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from tracking.energy import probe
-from tracking.store import home, tracking_uri
+from tracking.address import home, tracking_uri
 from workbench import registry
 
 NODE = ("torch", "numpy", "pandas", "pydantic", "filelock")

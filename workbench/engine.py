@@ -7,6 +7,7 @@ way a run ended. The clock and the energy meter run during ``Method.step`` only.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 import traceback
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from tracking.energy import EnergyMeter, probe
+from tracking.errors import UserError
 from tracking.folder import RunFolder
 from tracking.journal import Journal
 from tracking.memory import PeakMemory
@@ -110,17 +112,16 @@ class Loop:
         self.ctx = Context(device=device, seed=spec.seed, poll=self._poll)
         self.job.task.setup(self.ctx)
         self.state = self.job.method.init(self.job.task, self.ctx)
-        counters, _ = probe(self.job.device)
-        self.energy = EnergyMeter(counters)
+        self.energy = EnergyMeter(probe(self.job.device)[0])
         self.memory = PeakMemory(device)
-        saved = checkpoint.load(self.folder)
+        saved = checkpoint.load(self.folder, device)
         if saved:
             engine = saved["engine"]
             self.state = restore(self.state, saved["state"])
             self.ctx.ledger.load_state_dict(engine["ledger"])
             self.wall_s, self.pending, self.over = engine["wall_s"], engine["pending"], engine["over"]
             # joules of the lost tail were spent, but so were its seconds: both meters go back to the checkpoint
-            self.energy.totals = {k: v for k, v in engine["energy"].items() if k in self.energy.sources}
+            self.energy.resume(engine["energy"], begun=self.wall_s > 0)
         self.journal = Journal(self.folder.journal_path, truncate_at=saved["engine"]["journal"] if saved else 0)
         run = self.folder.read_run()
         run["tags"] |= {"energy.source": ", ".join(self.energy.sources.values()) or "none on this machine",
@@ -232,8 +233,11 @@ class Loop:
             self.folder.error_path.write_text("".join(traceback.format_exception(error)))
         except OSError:
             pass
+        if isinstance(error, UserError):  # written for a person, with the remedy in its later lines
+            return " ".join(str(error).split("\n"))
         text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text.lower():
+        # the CPU allocator says "can't allocate memory" in a RuntimeError
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search("out of memory|t allocate memory", text, re.I):
             return "out of memory. Take a smaller batch_size or width, or another device."
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -80,8 +80,10 @@ def allowed(field: pydantic.fields.FieldInfo) -> str:
     names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     kind = names.get(field.annotation, str(field.annotation).replace("typing.", ""))
     limit = bounds(field)
-    low = next((f"{limit[k]:g} {sign} " for k, sign in (("gt", "<"), ("ge", "<=")) if k in limit), "")
-    high = next((f" {sign} {limit[k]:g}" for k, sign in (("lt", "<"), ("le", "<=")) if k in limit), "")
+    # whole bounds in full: %g would round 16777217
+    text = {k: str(v) if isinstance(v, int) else f"{v:g}" for k, v in limit.items()}
+    low = next((f"{text[k]} {sign} " for k, sign in (("gt", "<"), ("ge", "<=")) if k in limit), "")
+    high = next((f" {sign} {text[k]}" for k, sign in (("lt", "<"), ("le", "<=")) if k in limit), "")
     return f"{kind}, {low}x{high}" if low or high else kind
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -88,7 +89,5 @@ def describe_run(job: Job, *, experiment: str, attempt: int, parent: str | None,
 
 def dataset_digest(job: Job) -> str:
     """Eight hex digits that agree for runs on the same data with the same sizes."""
-    import hashlib
-
     sizes = {k: v for k, v in job.spec.task_params.items() if k not in ("width", "augment")}
     return hashlib.sha256(f"{job.task.dataset}{sorted(sizes.items())}".encode()).hexdigest()[:8]

@@ -1,6 +1,6 @@
 """What methods and tasks exist, read from their files without importing them, so that a listing needs no torch.
 
-A file under ``workbench/methods/<family>/`` or ``workbench/tasks/`` is found by being there. Folders named in the environment variable
+A file under ``workbench/methods/<family>/`` or ``workbench/datasets/`` is found by being there. Folders named in the environment variable
 ``WORKBENCH_PLUGINS`` (separated as in PATH) are scanned in the same way, so that a user's own method needs no fork.
 """
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from workbench.task import Task
 
 PACKAGE = Path(__file__).parent
+PLUGINS = "workbench_plugins."
 _importing = threading.Lock()
+_as_imported: dict[Path, str] = {}
 # contract files that hold words and no mathematics: a change to them makes no result stale
 WORDS_ONLY = {"workbench.params", "tracking.errors", "tracking.metrics"}
 
@@ -113,12 +115,15 @@ def code_version(*entries: Entry) -> str:
         if name in seen:
             continue
         seen[name] = file.read_bytes()
-        for imported in _imports(file):
+        _refuse_edited(name, file, seen[name])
+        for imported in _imports(name, file):
             if imported not in seen and imported not in WORDS_ONLY and (path := _project_file(imported)):
                 todo.append((imported, path))
     digest = hashlib.sha256()
-    for name in sorted(seen):
-        digest.update(name.encode() + b"\0" + seen[name] + b"\0")
+    # a plugin's module name has its folder in it, and the same code has the same version on another machine
+    labelled = sorted((name.rpartition(".")[2] if name.startswith(PLUGINS) else name, text) for name, text in seen.items())
+    for name, text in labelled:
+        digest.update(name.encode() + b"\0" + text + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -129,7 +134,7 @@ def _entries(key: str) -> dict[str, Entry]:
     """All classes whose body sets the literal ``key``."""
     found: dict[str, Entry] = {}
     for module, file in _files():
-        for entry in _scan(module, file, file.stat().st_mtime_ns):
+        for entry in _scan(module, file, file.read_bytes()):
             if key not in entry.literals:
                 continue
             name = entry.literals[key]
@@ -140,7 +145,7 @@ def _entries(key: str) -> dict[str, Entry]:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    for room in ("methods", "tasks"):
+    for room in ("methods", "datasets"):
         for file in sorted((PACKAGE / room).rglob("*.py")):
             if not file.name.startswith("_"):
                 yield ".".join(("workbench", *file.relative_to(PACKAGE).with_suffix("").parts)), file
@@ -149,15 +154,17 @@ def _files() -> Iterator[tuple[str, Path]]:
             raise UserError(f"WORKBENCH_PLUGINS names {folder!r}, which is not a folder.")
         for file in sorted(Path(folder).resolve().rglob("*.py")):
             if not file.name.startswith("_"):
-                yield f"workbench_plugins.{hashlib.sha256(str(file).encode()).hexdigest()[:8]}.{file.stem}", file
+                yield f"{PLUGINS}{hashlib.sha256(str(file).encode()).hexdigest()[:8]}.{file.stem}", file
 
 
 @lru_cache(maxsize=1024)
-def _scan(module: str, file: Path, mtime_ns: int) -> tuple[Entry, ...]:
+def _scan(module: str, file: Path, source: bytes) -> tuple[Entry, ...]:
     try:
-        tree = ast.parse(file.read_text())
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{file}, line {error.lineno}: {error.msg}. Mend the file, or move it out of the folder.") from None
+    except ValueError as error:  # null bytes, in Python 3.11
+        raise UserError(f"{file}: {error}. Mend the file, or move it out of the folder.") from None
     found = []
     for node in tree.body:
         if not isinstance(node, ast.ClassDef):
@@ -182,7 +189,7 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
             continue
         try:
             literal = ast.literal_eval(value)
-        except ValueError:
+        except (ValueError, TypeError):  # no literal, or one that cannot be built, such as {[]: 0}
             continue
         if isinstance(target, ast.Name):
             values[target.id] = literal
@@ -192,11 +199,15 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def _load(entry: Entry) -> Any:
-    return getattr(_import(entry.module, entry.file), entry.cls)
+    try:
+        return getattr(_import(entry.module, entry.file), entry.cls)
+    except ImportError as error:
+        raise UserError(f"{entry.id!r} cannot be used: importing {entry.file} failed with: {error}. "
+                        "Install what is missing, or mend the file.") from error
 
 
 def _import(name: str, file: Path) -> ModuleType:
-    if not name.startswith("workbench_plugins."):
+    if not name.startswith(PLUGINS):
         return importlib.import_module(name)
     # a changed plugin gets a new module name, so a notebook sees an edit without a restart of the kernel
     name = f"{name}_{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
@@ -213,13 +224,24 @@ def _import(name: str, file: Path) -> ModuleType:
         return sys.modules[name]
 
 
-def _imports(file: Path) -> set[str]:
+def _refuse_edited(name: str, file: Path, source: bytes) -> None:
+    """What runs is the code as it was imported: a later edit must not lend its version to the figures of the old code."""
+    if name.startswith(PLUGINS) or getattr(sys.modules.get(name), "__file__", None) != str(file):
+        return
+    digest = hashlib.sha256(source).hexdigest()
+    if _as_imported.setdefault(file, digest) != digest:
+        raise UserError(f"{file} was edited after this process imported it. Restart the kernel (or the process) to run the new code.")
+
+
+def _imports(module: str, file: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[:-node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return names
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking import journal
+from tracking.address import available, home, tracking_uri
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder
 from tracking.metrics import METRICS, metric
 from tracking.recorder import Recorder
-from tracking.store import home, tracking_uri
 from workbench import checkpoint
 from workbench.control import Control, signals
 from workbench.spec import Job, resolve
@@ -84,7 +84,7 @@ class Run:
         job = resolve(spec["method"], spec["task"], spec["params"], task_params=spec["task_params"], seed=spec["seed"],
                       device=spec["device"] if torch.cuda.is_available() else "cpu", threads=spec["threads"] or None,
                       budget=spec["budget"])
-        saved = checkpoint.load(self.folder)
+        saved = checkpoint.load(self.folder, job.device)
         if saved is None:
             raise UserError(f"{self.folder.path} holds no checkpoint.")
         ctx = Context(device=torch.device(job.device), seed=spec["seed"])
@@ -189,11 +189,12 @@ def run(
         RunFailed: the run ended with an error; its traceback is in ``error.txt`` of the run folder.
     """
     job = resolve(method, task, params, task_params=task_params, seed=seed, device=device, threads=threads, budget=budget)
+    uri = _store_uri(tracking)
     folder = RunFolder(runs_root() / job.spec.key)
     control = Control()
 
     def work() -> Run:
-        return _execute(job, folder, control, fresh=fresh, progress=progress and wait, uri=tracking_uri(tracking),
+        return _execute(job, folder, control, fresh=fresh, progress=progress and wait, uri=uri,
                         experiment=experiment, parent=parent, tags=dict(tags or {}), observer=observer, checkpoint_s=checkpoint_s)
 
     if wait:
@@ -213,6 +214,18 @@ def run(
     handle._thread = threading.Thread(target=target, name=f"run {job.spec.name}", daemon=True)
     handle._thread.start()
     return handle
+
+
+def _store_uri(tracking: str | None) -> str | None:
+    """Where to record: ``None`` when off, or when nothing was asked for and MLflow is not installed (a compute node)."""
+    uri = tracking_uri(tracking)
+    if uri is None or available():
+        return uri
+    if tracking is not None:
+        raise UserError(f"tracking = {tracking!r} needs MLflow, which is not installed. Use tracking='off' here, and `workbench sync` "
+                        "where the run folders are brought home.")
+    log.warning("MLflow is not installed here: the run is kept in its folder; `workbench sync` imports it elsewhere.")
+    return None
 
 
 def _execute(job: Job, folder: RunFolder, control: Control, *, fresh: bool, progress: bool, uri: str | None, experiment: str,

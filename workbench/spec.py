@@ -80,7 +80,7 @@ def resolve(
     :class:`tracking.errors.UserError` for an unknown name, a value out of range, or a method that does not run on the task.
     """
     method_entry, task_entry = registry.method_entry(method), registry.task_entry(task)
-    seed, threads = _whole("seed", seed, 0), _whole("threads", threads or os.cpu_count() or 1, 1)
+    seed, threads = whole("seed", seed, 0), whole("threads", threads or os.cpu_count() or 1, 1)
     caps = _budget(budget)
     method_cls, task_cls = registry.load_method(method), registry.load_task(task)
     p = parse(method_cls.Params, params, f"method {method!r}")
@@ -97,7 +97,10 @@ def resolve(
     return Job(spec, method_cls(p), the_task, device)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
+    """``value`` if it is a whole number of at least ``least``; else :class:`UserError` naming it."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()  # seeds of np.arange
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise UserError(f"{name} = {value!r} is refused. Allowed: whole number, {least} <= x.")
     return value

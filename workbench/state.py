@@ -2,6 +2,7 @@
 
 A State is a dataclass whose fields are modules, optimisers, generators, tensors, numbers, strings, or lists, tuples,
 dictionaries and dataclasses of these. What can be loaded in place (``load_state_dict``, ``set_state``) is; everything else is replaced.
+A live object (module, optimiser, generator) can only be loaded in place: it must be where the method's ``init`` puts it.
 """
 
 from __future__ import annotations
@@ -15,49 +16,55 @@ import numpy as np
 import torch
 
 PLAIN = (bool, int, float, str, bytes, type(None))
-_NUMPY = "__numpy__"
+_NUMPY, _SCALAR, _LIVE = "__numpy__", "__numpy_scalar__", "__live__"
 
 
 def snapshot(value: Any) -> Any:
     """A tree of tensors, numbers, strings, lists and dictionaries that holds all of ``value``; tensors are not copied."""
     if isinstance(value, torch.Generator):
-        return value.get_state()
+        return {_LIVE: value.get_state()}
     if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
+        return {_LIVE: snapshot(value.bit_generator.state)}
     if isinstance(value, random.Random):
-        return list(value.getstate())
+        return {_LIVE: value.getstate()}
     if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        return snapshot(dict(value.state_dict()))
+        return {_LIVE: snapshot(dict(value.state_dict()))}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: snapshot(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, torch.Tensor):
         return value.detach()
-    if isinstance(value, np.ndarray):
-        return {_NUMPY: torch.from_numpy(np.ascontiguousarray(value))}
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+        # a copy where torch could not share the memory: strides, byte order, no right to write
+        array = np.require(value, value.dtype.newbyteorder("="), ["C", "W"])
+        return {_NUMPY if isinstance(value, np.ndarray) else _SCALAR: torch.from_numpy(array)}
     if isinstance(value, Mapping):
-        return {k: snapshot(v) for k, v in value.items()}
+        return {_key(k): snapshot(v) for k, v in value.items()}
     if isinstance(value, tuple):
         return tuple(snapshot(v) for v in value)
     if isinstance(value, list):
         return [snapshot(v) for v in value]
-    if isinstance(value, PLAIN):
+    if type(value) in PLAIN:  # an enumeration is an int or a str, too, but a checkpoint holds no classes
         return value
     raise TypeError(f"A State cannot hold a {type(value).__name__}: use tensors, numbers, generators, modules, optimisers, "
                     "or lists, dictionaries and dataclasses of these.")
 
 
+def _key(key: Any) -> Any:
+    if type(key) in PLAIN or (type(key) is tuple and all(type(k) in PLAIN for k in key)):
+        return key
+    raise TypeError(f"A dictionary in a State cannot have a {type(key).__name__} as key: use numbers, strings, or tuples of these.")
+
+
 def restore(value: Any, tree: Any) -> Any:
     """Bring ``value`` (freshly built) to what ``tree`` holds, in place where possible; return it or its replacement."""
     if isinstance(value, torch.Generator):
-        value.set_state(tree.cpu())
+        value.set_state(tree[_LIVE].cpu())
     elif isinstance(value, np.random.Generator):
-        value.bit_generator.state = tree
+        value.bit_generator.state = _plain(tree[_LIVE])
     elif isinstance(value, random.Random):
-        value.setstate((tree[0], tuple(tree[1]), tree[2]))
+        value.setstate(tree[_LIVE])
     elif hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        value.load_state_dict(_plain(tree))
+        value.load_state_dict(_plain(tree[_LIVE]))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
             object.__setattr__(value, f.name, restore(getattr(value, f.name), tree[f.name]))
@@ -67,22 +74,36 @@ def restore(value: Any, tree: Any) -> Any:
                 value.copy_(tree)
             return value
         return tree.to(value.device, copy=True).requires_grad_(value.requires_grad)
-    elif isinstance(value, dict) and isinstance(tree, dict) and value.keys() == tree.keys():
-        return {k: restore(v, tree[k]) for k, v in value.items()}
+    elif isinstance(value, dict) and isinstance(tree, dict) and not _encoded(tree):
+        restored = {k: restore(value[k], v) if k in value else _plain(v) for k, v in tree.items()}
+        value.clear()  # in place: a defaultdict or a Counter stays one
+        value.update(restored)
     elif isinstance(value, (list, tuple)) and isinstance(tree, (list, tuple)) and len(value) == len(tree):
-        return type(value)(restore(v, t) for v, t in zip(value, tree, strict=True))
+        items = [restore(v, t) for v, t in zip(value, tree, strict=True)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     else:
         return _plain(tree)
     return value
 
 
 def _plain(tree: Any) -> Any:
-    """Undo the one encoding that a plain tree has: NumPy arrays."""
+    """Undo the encodings of what can be made anew: NumPy arrays and scalars."""
     if isinstance(tree, dict):
-        return tree[_NUMPY].numpy() if set(tree) == {_NUMPY} else {k: _plain(v) for k, v in tree.items()}
+        code = _encoded(tree)
+        if code == _LIVE:
+            raise TypeError("A State holds a module, an optimiser or a generator that the method's init did not build, so it "
+                            "cannot be resumed: build it there.")
+        if code:
+            return tree[code].numpy() if code == _NUMPY else tree[code].numpy()[()]
+        return {k: _plain(v) for k, v in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(_plain(v) for v in tree)
     return tree
+
+
+def _encoded(tree: dict) -> str | None:
+    """Which encoding a dictionary of a snapshot is, ``None`` when it is a dictionary."""
+    return next(iter(tree)) if len(tree) == 1 and next(iter(tree)) in (_NUMPY, _SCALAR, _LIVE) else None
 
 
 def tensors(tree: Any) -> Iterator[torch.Tensor]:

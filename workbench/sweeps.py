@@ -15,17 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tracking.address import tracking_uri
 from tracking.errors import UserError, unknown
 from tracking.folder import RunFolder
 from workbench.control import Control, signals
 from workbench.runs import Run, RunFailed, run, runs_root
-from workbench.spec import resolve
+from workbench.spec import resolve, whole
 
 if TYPE_CHECKING:
     import pandas
 
 EXECUTORS = ("local", "processes")
 SPEC_FIELDS = ("method", "task", "params", "task_params", "seed", "device", "threads", "budget")
+RUN_FIELDS = (*SPEC_FIELDS, "fresh", "tracking", "experiment", "parent", "tags", "checkpoint_s")
 
 
 @dataclass
@@ -84,14 +86,15 @@ def sweep(
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
     jobs = _expand(runs, seeds, common)
+    cores = os.cpu_count() or 1
+    workers = max(1, cores // 2) if workers is None else whole("workers", workers, 1)
     if executor == "processes":
-        workers = workers or max(1, (os.cpu_count() or 1) // 2)
         for job in jobs:
-            job.setdefault("threads", max(1, (os.cpu_count() or 1) // workers))
-    for job in jobs:  # all mistakes before any work
-        resolve(**{k: v for k, v in job.items() if k in SPEC_FIELDS})
+            if job.get("threads") is None:
+                job["threads"] = max(1, cores // workers)
+    keys = [_check(job, executor) for job in jobs]  # all mistakes before any work
     result = Sweep()
-    outcomes = _processes(jobs, workers) if executor == "processes" else _local(jobs)
+    outcomes = _processes(jobs, keys, workers) if executor == "processes" else _local(jobs)
     with _bar(len(jobs), progress) as bar:
         for number, outcome in outcomes:
             if isinstance(outcome, Run):
@@ -100,6 +103,24 @@ def sweep(
                 result.failures.append((jobs[number], outcome))
             bar.update(1)
     return result
+
+
+def _check(job: dict[str, Any], executor: str) -> str:
+    """The key of a job's run; every mistake in it raises :class:`UserError`."""
+    fields = RUN_FIELDS if executor == "processes" else (*RUN_FIELDS, "observer")
+    for name in job:
+        if name not in fields:
+            raise unknown("argument of a run in a sweep", name, fields)
+    for name in ("method", "task"):
+        if name not in job:
+            raise UserError(f"A run of the sweep names no {name}: {job!r}.")
+    if executor == "processes":
+        try:
+            json.dumps(job)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"A run of the sweep cannot be handed to another process: {error}. Use executor='local'.") from None
+    tracking_uri(job.get("tracking"))
+    return resolve(**{k: v for k, v in job.items() if k in SPEC_FIELDS}).spec.key
 
 
 def _local(jobs: list[dict[str, Any]]) -> Iterator[tuple[int, Run | str]]:
@@ -115,11 +136,17 @@ def _local(jobs: list[dict[str, Any]]) -> Iterator[tuple[int, Run | str]]:
             return
 
 
-def _processes(jobs: list[dict[str, Any]], workers: int) -> Iterator[tuple[int, Run | str]]:
+def _processes(jobs: list[dict[str, Any]], keys: list[str], workers: int) -> Iterator[tuple[int, Run | str]]:
     """Each run in a fresh interpreter: a crash, or a kill for memory, is that run's alone."""
     control = Control()
+    turns = {key: threading.Lock() for key in keys}  # one run asked for twice: the second waits and comes from the cache
+
+    def child(job: dict[str, Any], key: str) -> Run | str | None:
+        with turns[key]:
+            return _child(job, control)
+
     with signals(control), ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_child, job, control) for job in jobs]
+        futures = [pool.submit(child, job, key) for job, key in zip(jobs, keys, strict=True)]
         for number, future in enumerate(futures):
             outcome = future.result()
             if outcome is not None:
@@ -139,6 +166,8 @@ def _child(job: dict[str, Any], control: Control) -> Run | str | None:
         return Run(RunFolder(runs_root() / answer["key"]), answer["status"], answer["reason"], answer["cached"], answer["url"])
     if "error" in answer:
         return answer["error"]
+    if child.returncode < 0 and control.position == "stop":  # it was still importing, so it had no run to stop
+        return None
     if child.returncode < 0:
         return f"its process was killed by {signal.Signals(-child.returncode).name}; run the sweep again to resume it"
     return (err.strip().splitlines() or [f"its process ended with code {child.returncode}"])[-1]
@@ -173,7 +202,7 @@ class _NoBar:
 
 
 def _expand(runs: Iterable[Mapping[str, Any]], seeds: int | Iterable[int] | None, common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if isinstance(seeds, bool):
+    if seeds is not None and (isinstance(seeds, (bool, str)) or not isinstance(seeds, (int, Iterable))):
         raise UserError(f"seeds = {seeds!r} is refused. Give a number of seeds, or a list of them.")
     chosen = [None] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     jobs = [{**common, **job, **({} if seed is None else {"seed": seed})} for job in runs for seed in chosen]

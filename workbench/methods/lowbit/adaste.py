@@ -1,4 +1,4 @@
-"""AdaSTE: a straight-through estimator whose scale adapts to each latent weight, from a bilevel view of binary training.
+"""AdaSTE: a straight-through estimator whose scale adapts to each latent weight, for binary networks.
 
 Le, Høier, Lin & Zach, "AdaSTE: An Adaptive Straight-Through Estimator to Train Binary Neural Networks", CVPR 2022,
 arXiv:2112.02880.
@@ -29,8 +29,8 @@ def relaxed_weight(theta: Tensor, a: float, b: float) -> Tensor:
 def adaptive_scale(theta: Tensor, g: Tensor, a: float, b: float, small: float = 1e-3) -> Tensor:
     """Factor ``sc`` on the gradient ``g = dloss/dW``, entry by entry, as the authors' code computes it.
 
-    "Same" means that ``g`` and ``theta`` have one sign, so that descent moves ``theta`` towards zero. Entries with ``|g| <= small``
-    keep the first value of their case.
+    "Same" means that ``g`` and ``theta`` have one sign, so that descent moves ``theta`` towards zero. Entries with
+    ``|g| <= small`` keep the first value of their case.
 
     ======================  ======================  =====================================================
     case                    signs of g and theta    sc
@@ -62,14 +62,14 @@ def adaptive_scale(theta: Tensor, g: Tensor, a: float, b: float, small: float = 
 class AdaSTE(LowBitOptimizer):
     """AdaSTE (Le et al. 2022) for binary weights.
 
-    The parameter holds the relaxed weight ``W`` (:func:`relaxed_weight`), at which forward and backward run; the latent ``theta``
-    and the averaged direction ``m`` live in the state. Step ``t`` is::
+    The parameter holds the relaxed weight ``W`` (:func:`relaxed_weight`), at which forward and backward run; the
+    latent ``theta`` and the averaged direction ``m`` live in the state. Step ``t`` is::
 
         g = dloss/dW + weight_decay W
         m <- mu m + (1 - mu) (gain sc g + theta);   theta <- theta - lr m / (1 - mu^t);   W <- relaxed_weight(theta)
 
-    with ``sc`` of :func:`adaptive_scale` and ``mu`` the group's ``momentum``. Deployed is ``sign(theta)``. :meth:`relax` raises ``b``. Groups
-    with ``weights=None`` follow ``base``.
+    with ``sc`` of :func:`adaptive_scale` and ``mu`` the group's ``momentum``. Deployed is ``sign(theta)``.
+    :meth:`relax` raises ``b``. Groups with ``weights=None`` follow ``base``.
 
     The ``state_dict`` holds ``theta, m, step``; ``W`` belongs to the model's.
 
@@ -86,7 +86,8 @@ class AdaSTE(LowBitOptimizer):
         theta0: float | None = 10.0, small: float = 1e-3, generator: torch.Generator | None = None, **common: Any,
     ) -> None:
         if theta0 is not None and generator is None:
-            raise ValueError("A random start needs generator=, a torch.Generator; or give theta0=None to keep the model's weights.")
+            raise ValueError("A random start needs generator=, a torch.Generator; "
+                             "or give theta0=None to keep the model's weights.")
         self._theta0, self._generator = theta0, generator  # read by add_param_group, which the base class calls
         super().__init__(params, lr=lr, a=a, b=b, gain=gain, small=small, **common)
 
@@ -98,7 +99,8 @@ class AdaSTE(LowBitOptimizer):
         if group["weights"] is None:
             return
         if (group["weights"], group["scale"]) != ("binary", "unit"):
-            raise ValueError(f"AdaSTE is for weights -1 and 1, not weights = {group['weights']!r}, scale = {group['scale']!r}.")
+            raise ValueError("AdaSTE is for weights -1 and 1, "
+                             f"not weights = {group['weights']!r}, scale = {group['scale']!r}.")
         for p in group["params"]:
             theta = p.detach().clone()
             if self._theta0 is not None:
@@ -150,18 +152,24 @@ class AdaSTETraining(LowBitTraining):
         scale: Literal["unit"] = Field("unit", description="levels at -1 and 1")
         lr: float = Field(3e-4, gt=0, le=100, description="learning rate at the start (authors' code: 3e-4)")
         lr_schedule: Literal["cosine", "steps"] = Field(
-            "cosine", description="learning rate: half a cosine down to 0 over the epochs (authors' code), or lr_decay steps")
+            "cosine",
+            description="learning rate: half a cosine down to 0 over the epochs (authors' code), or lr_decay steps")
         base: Literal["adam", "sgd"] = Field("adam", description="update rule of parameters that are not quantised")
-        momentum: float = Field(0.9, ge=0, lt=1, description="weight of the past in the averaged direction; also momentum of SGD")
+        momentum: float = Field(
+            0.9, ge=0, lt=1, description="weight of the past in the averaged direction; also momentum of SGD")
         a: float = Field(0.01, ge=0, le=10, description="alpha of the relaxation (authors' code: 0.01)")
         b: float = Field(0.01, gt=0, le=10_000, description="beta of the relaxation at the start (authors' code: 0.01)")
         b_growth: float = Field(
-            1.05, ge=1, le=10, description="factor on beta at the start of each epoch, capped at 1/alpha (CIFAR 1.05, TinyImageNet 1.009)")
+            1.05, ge=1, le=10,
+            description="factor on beta at the start of each epoch, capped at 1/alpha (CIFAR 1.05, TinyImageNet 1.009)")
         n_scale: Literal["squared", "linear", "none"] = Field(
             "squared", description="gradient times N^2 (authors' code), times N (AskewSGD's notebooks), or as it is")
-        n_factor: float = Field(10.0, gt=0, le=1000, description="N as a multiple of the training-set size (authors' code: 10)")
-        theta0: float = Field(10.0, ge=0, le=1000, description="latent weights start at +-theta0 at random; 0 = at the model's weights")
-        small: float = Field(1e-3, ge=0, le=1, description="gradients up to this size are not adapted (authors' code: 1e-3)")
+        n_factor: float = Field(
+            10.0, gt=0, le=1000, description="N as a multiple of the training-set size (authors' code: 10)")
+        theta0: float = Field(
+            10.0, ge=0, le=1000, description="latent weights start at +-theta0 at random; 0 = at the model's weights")
+        small: float = Field(
+            1e-3, ge=0, le=1, description="gradients up to this size are not adapted (authors' code: 1e-3)")
 
     params: Params
 

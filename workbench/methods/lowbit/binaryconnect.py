@@ -1,7 +1,7 @@
 """BinaryConnect: forward and backward at quantised weights, update of real-valued ones (straight-through estimator).
 
-Courbariaux, Bengio & David, "BinaryConnect: Training Deep Neural Networks with binary weights during propagations", NeurIPS
-2015, arXiv:1511.00363.
+Courbariaux, Bengio & David, "BinaryConnect: Training Deep Neural Networks with binary weights during propagations",
+NeurIPS 2015, arXiv:1511.00363.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.method import Context
 from workbench.methods.lowbit._levels import LEVELS, sawb_scale
 from workbench.methods.lowbit._optim import LowBitOptimizer
 from workbench.methods.lowbit._training import LowBitParams, LowBitTraining
-from workbench.methods.supervised import SupervisedState, copy_with, test
+from workbench.methods.supervised import SupervisedState
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -25,8 +25,9 @@ from workbench.task import SupervisedTask
 def stochastic_level(w: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
     """Round each entry of ``w`` to one of the two sorted ``levels`` (1-D) around it, without bias.
 
-    Between ``a`` and the next level ``b`` the upper one has probability ``(w - a) / (b - a)``; for levels -1 and 1 this is the
-    paper's "hard sigmoid" ``P(+1) = clamp((w + 1) / 2, 0, 1)`` (eq. 2-3). At and beyond the outer levels it is certain.
+    Between ``a`` and the next level ``b`` the upper one has probability ``(w - a) / (b - a)``; for levels -1 and 1
+    this is the paper's "hard sigmoid" ``P(+1) = clamp((w + 1) / 2, 0, 1)`` (eq. 2-3). At and beyond the outer levels
+    it is certain.
     """
     j = (torch.bucketize(w, levels, right=True) - 1).clamp(0, len(levels) - 2)
     a, b = levels[j], levels[j + 1]
@@ -38,21 +39,22 @@ def stochastic_level(w: Tensor, levels: Tensor, generator: torch.Generator) -> T
 class BinaryConnect(LowBitOptimizer):
     """BinaryConnect (Courbariaux et al. 2015, Alg. 1) and its multi-level form, over SGD or Adam.
 
-    The parameter itself holds ``W_b`` at all times, so any training loop runs forward and backward at quantised weights; the
-    latent ``W`` lives in ``state[p]["latent"]``. A step is::
+    The parameter itself holds ``W_b`` at all times, so any training loop runs forward and backward at quantised
+    weights; the latent ``W`` lives in ``state[p]["latent"]``. A step is::
 
         g = dloss/dW_b;   W <- W - lr * direction(g);   W <- clamp(W, c_1, c_M);   W_b <- quantise(W)
 
-    ``quantise`` is ``sign`` (0 goes to +1) or the nearest level; in stochastic mode :func:`stochastic_level`. Deployed are the
-    deterministic levels. With ``scale="sawb"`` there is no clamp: the scale is recomputed from ``W``, so a clamp in
-    its units would shrink the layer at every step.
+    ``quantise`` is ``sign`` (0 goes to +1) or the nearest level; in stochastic mode :func:`stochastic_level`. Deployed
+    are the deterministic levels. With ``scale="sawb"`` there is no clamp: the scale is recomputed from ``W``, so a
+    clamp in its units would shrink the layer at every step. At unit scale and more than two levels, a common start
+    (weights below a half) puts every weight on level 0, where no gradient passes: take ``"sawb"`` there.
 
     The ``state_dict`` holds ``W``; ``W_b`` belongs to the model's, and the generator's state is the caller's to keep.
 
     Args:
         mode: ``"deterministic"`` or ``"stochastic"`` weights in the forward pass.
-        ste: ``"identity"`` hands ``g`` to ``W`` unchanged and clamps ``W`` (the paper); ``"hard_tanh"`` differentiates the clamp
-            instead: ``W`` is free, and ``g`` is dropped where ``W`` is outside ``[c_1, c_M]``.
+        ste: ``"identity"`` hands ``g`` to ``W`` unchanged and clamps ``W`` (the paper); ``"hard_tanh"`` differentiates
+            the clamp instead: ``W`` is free, and ``g`` is dropped where ``W`` is outside ``[c_1, c_M]``.
         generator: source of the stochastic mode's draws, on the parameters' device; needed there.
     """
 
@@ -132,7 +134,7 @@ class BinaryConnectTraining(LowBitTraining):
         mode: Literal["deterministic", "stochastic"] = Field(
             "deterministic", description="weights of the forward pass: nearest level, or drawn with P(+1) = (W+1)/2")
         ste: Literal["identity", "hard_tanh"] = Field(
-            "identity", description="gradient handed to W: all of it, W clamped (paper); or W free, none where it is outside the levels")
+            "identity", description="gradient handed to W: all, W clamped (paper), or none outside the levels, W free")
 
     params: Params
 
@@ -146,8 +148,5 @@ class BinaryConnectTraining(LowBitTraining):
         return BinaryConnect(self.groups(model), mode=p.mode, ste=p.ste, generator=generator, **self.common())
 
     def evaluate(self, state: BinaryConnectState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
-        """As the base class, with the ``_latent`` metrics at ``W``: the trained model itself holds ``W_b``."""
-        optimizer = state.optimizer
-        latent = copy_with(state.model, {p: optimizer.latent(p) for p in optimizer.deployed()})
-        at_latent = {f"{name}_latent": value for name, value in test(latent, task, ctx).items()}
-        return super().evaluate(state, task, ctx) | at_latent
+        """As the base class, less the ``_latent`` metrics: the network never runs at ``W``, its norms know ``W_b``."""
+        return {name: v for name, v in super().evaluate(state, task, ctx).items() if not name.endswith("_latent")}

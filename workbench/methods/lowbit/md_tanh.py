@@ -1,6 +1,7 @@
 """MD-tanh: mirror descent on weights kept in (-1, 1) by a tanh whose slope is annealed.
 
-Ajanthan, Gupta, Torr, Hartley & Dokania, "Mirror Descent View for Neural Network Quantization", AISTATS 2021, arXiv:1910.08237.
+Ajanthan, Gupta, Torr, Hartley & Dokania, "Mirror Descent View for Neural Network Quantization", AISTATS 2021,
+arXiv:1910.08237.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def projection(x: Tensor, beta: float, weights: str) -> Tensor:
 def mirror_step(w: Tensor, z: Tensor) -> Tensor:
     """``tanh(atanh(w) + z)``, the mirror-descent step in the primal.
 
-    Equals ``(A - 1) / (A + 1)`` with ``A = (1 + w) / (1 - w + 1e-20) * exp(2 z)``, the form of the authors' code, but stays
-    finite where ``A`` overflows. The guard 1e-20 is on both sides here, so that +1 and -1 are left alike.
+    Equals ``(A - 1) / (A + 1)`` with ``A = (1 + w) / (1 - w + 1e-20) * exp(2 z)``, the form of the authors' code, but
+    stays finite where ``A`` overflows. The guard 1e-20 is on both sides here, so that +1 and -1 are left alike.
     """
     return torch.tanh(0.5 * (torch.log(1 + w + 1e-20) - torch.log(1 - w + 1e-20)) + z)
 
@@ -43,13 +44,14 @@ class MDTanh(LowBitOptimizer):
 
     The parameter holds the soft weight ``W`` in [-1, 1], at which forward and backward run, ``g = dloss/dW``. A step is
 
-    - ``form="stable"`` (MD-tanh-S): ``x <- x - lr * direction(g)``, then ``W <- tanh(beta x)``; ``x`` lives in ``state[p]["x"]``;
-    - ``form="mda"``: ``W <- tanh(atanh(W) - beta lr * direction(g))``; nothing is kept but the inner rule's moments. In float32
-      a weight that has reached -1 or 1 practically stays.
+    - ``form="stable"`` (MD-tanh-S): ``x <- x - lr * direction(g)``, then ``W <- tanh(beta x)``; ``x`` lives in
+      ``state[p]["x"]``;
+    - ``form="mda"``: ``W <- tanh(atanh(W) - beta lr * direction(g))``; nothing is kept but the inner rule's moments.
+      In float32 a weight that has reached -1 or 1 practically stays.
 
-    At fixed beta both are the same map. Every ``beta_every`` steps beta is multiplied by ``beta_scale``. Weight decay acts
-    on ``x`` in the first form and on ``W`` in the second, as in the authors' code. Deployed is ``sign(W)``, or for ternary weights
-    (stable form only) the nearest level.
+    At fixed beta both are the same map. Every ``beta_every`` steps beta is multiplied by ``beta_scale``. Weight decay
+    acts on ``x`` in the first form and on ``W`` in the second, as in the authors' code. Deployed is ``sign(W)``, or
+    for ternary weights (stable form only) the nearest level.
 
     The ``state_dict`` holds ``x``, beta and the count of steps; ``W`` belongs to the model's.
 
@@ -64,7 +66,8 @@ class MDTanh(LowBitOptimizer):
     ) -> None:
         if form not in ("stable", "mda"):
             raise ValueError(f"form = {form!r}; allowed: 'stable', 'mda'.")
-        super().__init__(params, lr=lr, form=form, beta=beta, beta_scale=beta_scale, beta_every=beta_every, steps=0, **common)
+        super().__init__(params, lr=lr, form=form, beta=beta, beta_scale=beta_scale, beta_every=beta_every, steps=0,
+                         **common)
 
     @torch.no_grad()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -75,8 +78,8 @@ class MDTanh(LowBitOptimizer):
             return
         allowed = ("binary", "ternary") if group["form"] == "stable" else ("binary",)
         if group["weights"] not in allowed or group["scale"] != "unit":
-            raise ValueError(f"MD-tanh in form {group['form']!r} is for weights {' or '.join(allowed)} with scale = 'unit', "
-                             f"not weights = {group['weights']!r}, scale = {group['scale']!r}.")
+            raise ValueError(f"MD-tanh in form {group['form']!r} is for weights {' or '.join(allowed)} "
+                             f"with scale = 'unit', not weights = {group['weights']!r}, scale = {group['scale']!r}.")
         for p in group["params"]:
             if group["form"] == "stable":
                 self.state[p]["x"] = p.detach().clone()
@@ -111,19 +114,22 @@ class MDTanhTraining(LowBitTraining):
     family = "lowbit"
     paper = "arXiv:1910.08237"
     kinds = ("classification",)
-    example = {"task": "digits/mlp", "params": {"epochs": 12, "lr": 0.01, "beta_every": 2}}
+    example = {"task": "digits/mlp", "params": {"epochs": 12, "lr": 0.01, "beta_scale": 1.05, "beta_every": 1}}
 
     class Params(LowBitParams):
         weights: Literal["binary", "ternary"] = Field("binary", description="level set of the quantised weights")
         scale: Literal["unit"] = Field("unit", description="levels at integer values")
         form: Literal["stable", "mda"] = Field(
-            "stable", description="MD-tanh-S, which keeps the argument of the tanh, or mirror descent on the weights (binary only)")
+            "stable", description="MD-tanh-S, which keeps the tanh's argument, or descent on the weights (binary only)")
         lr: float = Field(1e-3, gt=0, le=100, description="learning rate at the start (authors' code: 1e-3)")
-        beta: float = Field(1.0, gt=0, le=1e6, description="slope of the tanh at the start (paper: 1; AskewSGD's baseline: 100)")
+        beta: float = Field(
+            1.0, gt=0, le=1e6, description="slope of the tanh at the start (authors: 1; AskewSGD's baseline: 100)")
         beta_scale: float = Field(
-            1.02, ge=1, le=10, description="factor on the slope (authors' code: 1.02 stable, 1.01 mda; AskewSGD's baseline: 1)")
+            1.02, ge=1, le=10,
+            description="factor on the slope (authors' code: 1.02 stable, 1.01 mda; AskewSGD's baseline: 1)")
         beta_every: int = Field(
-            200, ge=1, le=1_000_000, description="training batches between rises of the slope (authors' code: 200 stable, 100 mda)")
+            200, ge=1, le=1_000_000,
+            description="training batches between rises of the slope (authors' code: 200 stable, 100 mda)")
 
         @pydantic.model_validator(mode="after")
         def _ternary_is_stable(self) -> MDTanhTraining.Params:

@@ -25,16 +25,18 @@ def to_sphere(w: Tensor) -> Tensor:
 class ProjectedGradient(LowBitOptimizer):
     """Projected gradient over SGD or Adam: ``W <- projection(W - lr * direction(dloss/dW))``.
 
-    The parameter is ``W``, also in the forward pass. Deployed are the nearest levels. A step shorter than half a gap between
-    levels leaves a weight that is on its level where it was, so ``projection="levels"`` needs a learning rate that
-    carries weights across.
+    The parameter is ``W``, also in the forward pass. Deployed are the nearest levels. A step shorter than half a gap
+    between levels leaves a weight that is on its level where it was, so ``projection="levels"`` needs a learning rate
+    that carries weights across.
 
     Args:
-        projection: ``"levels"`` puts each weight on its nearest level, ``sign(W)`` for binary weights; ``"l2"`` scales each
-            layer to the sphere of radius ``sqrt(d)``, on which the sign vectors lie.
+        projection: ``"levels"`` puts each weight on its nearest level, ``sign(W)`` for binary weights; ``"l2"`` scales
+            each layer to the sphere of radius ``sqrt(d)``, on which the sign vectors lie.
     """
 
-    def __init__(self, params: Iterable[Any], *, lr: float, projection: Literal["levels", "l2"] = "levels", **common: Any) -> None:
+    def __init__(
+        self, params: Iterable[Any], *, lr: float, projection: Literal["levels", "l2"] = "levels", **common: Any,
+    ) -> None:
         if projection not in ("levels", "l2"):
             raise ValueError(f"projection = {projection!r}; allowed: 'levels', 'l2'.")
         super().__init__(params, lr=lr, projection=projection, **common)
@@ -56,11 +58,11 @@ class ProjectedTraining(LowBitTraining):
     family = "lowbit"
     paper = "arXiv:2211.03741"
     kinds = ("classification",)
-    example = {"task": "digits/mlp", "params": {"epochs": 8, "lr": 0.01, "projection": "l2"}}
+    example = {"task": "digits/mlp", "params": {"epochs": 8, "lr": 2.0}}
 
     class Params(LowBitParams):
         projection: Literal["levels", "l2"] = Field(
-            "levels", description="after each step, weights go to their nearest level, or each layer to the sphere of radius sqrt(d)")
+            "levels", description="after each step: weights to their nearest level, or layers to norm sqrt(d)")
 
     params: Params
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +23,8 @@ from workbench.params import Field
 def prox_l1(v: Tensor, q: Tensor, t: float) -> Tensor:
     """``argmin_w 0.5 (w - v)^2 + t |w - q|``: soft threshold of ``v`` towards ``q`` by ``t >= 0``.
 
-    With ``q = sign(v)`` this is the proximal operator of the W-shaped ``t min(|w - 1|, |w + 1|)``: ``sign(v) (1 + sign(r)
-    relu(|r| - t))`` with ``r = |v| - 1``.
+    With ``q = sign(v)`` this is the proximal operator of the W-shaped ``t min(|w - 1|, |w + 1|)``: ``sign(v) (1 +
+    sign(r) relu(|r| - t))`` with ``r = |v| - 1``.
     """
     return q + torch.sign(v - q) * ((v - q).abs() - t).clamp_min(0)
 
@@ -34,7 +35,7 @@ def prox_l2(v: Tensor, q: Tensor, t: float) -> Tensor:
 
 
 def ternarise(w: Tensor) -> Tensor:
-    """Ternary weights with levels fitted to ``w``: threshold ``0.7 mean|w|``, each outer level the mean of its weights."""
+    """Ternary weights fitted to ``w``: threshold ``0.7 mean|w|``, each outer level the mean of its weights."""
     delta = 0.7 * w.abs().mean()
     q = torch.zeros_like(w)
     for side in (w >= delta, w <= -delta):
@@ -49,23 +50,27 @@ class ProxQuant(LowBitOptimizer):
 
         g = dloss/dW;   V <- W - lr * direction(g);   W <- prox(V; Q(V), lr * lam);   W <- clamp(W, c_1, c_M)
 
-    ``Q`` is ``sign`` (0 goes to +1) or the nearest level. ``lam`` of each group is the caller's to raise; the paper takes ``lam =
-    reg_rate * epoch``. :meth:`freeze` puts ``W`` on its levels for good. Nothing is kept beside the inner rule's moments.
+    ``Q`` is ``sign`` (0 goes to +1) or the nearest level. ``lam`` of each group is the caller's to raise; the paper
+    takes ``lam = reg_rate * epoch``. :meth:`freeze` puts ``W`` on its levels for good. Nothing is kept beside the
+    inner rule's moments.
 
     Args:
         lam: strength of the regulariser, of every group that names none.
-        penalty: ``"l1"`` (:func:`prox_l1`, the paper's for binary weights) or ``"l2"`` (:func:`prox_l2`, its for more levels).
+        penalty: ``"l1"`` (:func:`prox_l1`, the paper's for binary weights) or ``"l2"`` (:func:`prox_l2`, the
+            authors' code for ternary ones).
         clip: keep ``W`` within the outer levels, as the authors' code does; has no meaning under ``scale="sawb"``.
         scale: besides ``"unit"`` and ``"sawb"``, ternary weights can take ``"fitted"`` levels (:func:`ternarise`).
     """
 
     def __init__(
-        self, params: Iterable[Any], *, lr: float, lam: float = 0.0, penalty: Literal["l1", "l2"] = "l1", clip: bool = True,
-        scale: Literal["unit", "sawb", "fitted"] = "unit", weights: str | None = "binary", **common: Any,
+        self, params: Iterable[Any], *, lr: float, lam: float = 0.0, penalty: Literal["l1", "l2"] = "l1",
+        clip: bool = True, scale: Literal["unit", "sawb", "fitted"] = "unit", weights: str | None = "binary",
+        **common: Any,
     ) -> None:
         if penalty not in ("l1", "l2"):
             raise ValueError(f"penalty = {penalty!r}; allowed: 'l1', 'l2'.")
-        super().__init__(params, lr=lr, lam=lam, penalty=penalty, clip=clip, scale=scale, weights=weights, frozen=False, **common)
+        super().__init__(params, lr=lr, lam=lam, penalty=penalty, clip=clip, scale=scale, weights=weights,
+                         frozen=False, **common)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; fitted levels are refused for other than ternary weights."""
@@ -91,7 +96,7 @@ class ProxQuant(LowBitOptimizer):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """``W <- Q(W)``, fixed from now on; the other groups and batch-norm statistics go on. Drops the moments of ``W``."""
+        """``W <- Q(W)``, fixed from now on, its moments dropped; the other groups and batch-norm statistics go on."""
         # requires_grad stays: a network whose every parameter is frozen must still accept a backward pass
         for p, q in self.deployed().items():
             p.copy_(q)
@@ -115,14 +120,23 @@ class ProxQuantTraining(LowBitTraining):
 
     class Params(LowBitParams):
         scale: Literal["unit", "sawb", "fitted"] = Field(
-            "unit", description="levels at integer values, scaled by layer (SAWB), or fitted by layer (ternary, authors' code)")
+            "unit",
+            description="levels at integer values, scaled by layer (SAWB), or fitted by layer (ternary, authors' code)")
         reg_rate: float = Field(
-            1e-4, ge=0, le=1000, description="strength of the pull, lam = reg_rate * epoch (authors' code: 1e-4 over 300 epochs)")
+            1e-4, ge=0, le=1000,
+            description="strength of the pull, lam = reg_rate * epoch (authors' code: 1e-4 over 300 epochs)")
         penalty: Literal["auto", "l1", "l2"] = Field(
-            "auto", description="distance to the levels that is penalised; auto = the paper's: l1 for binary, l2 for more levels")
+            "auto", description="penalised distance; auto: l1 for binary, l2 for more levels (authors' code)")
         freeze_epoch: int = Field(
-            200, ge=0, description="epoch at whose start the quantised weights are rounded and fixed (paper: 200); 0 = never")
+            200, ge=0,
+            description="epoch at whose start the quantised weights are rounded and fixed (paper: 200); 0 = never")
         clip: bool = Field(True, description="keep weights within the outer levels after each step (authors' code)")
+
+        @pydantic.model_validator(mode="after")
+        def _fitted_is_ternary(self) -> ProxQuantTraining.Params:
+            if self.scale == "fitted" and self.weights != "ternary":
+                raise ValueError("scale = 'fitted' is for weights = 'ternary'; take 'unit' or 'sawb' for other levels")
+            return self
 
     params: Params
 

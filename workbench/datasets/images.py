@@ -12,7 +12,7 @@ from workbench import data
 from workbench.method import Context
 from workbench.params import Field
 from workbench.task import SupervisedParams, SupervisedTask
-from workbench.tasks import models
+from workbench.datasets import models
 
 
 class ImageParams(SupervisedParams):
@@ -30,16 +30,16 @@ def crop_flip(images: Tensor, dy: Tensor, dx: Tensor, flipped: Tensor | None, pa
     0 and 1, or ``None``. Returns uint8 ``(n, c, h, w)``.
     """
     n, c, h, w = images.shape
-    image = torch.arange(n, device=images.device)
     if flipped is not None:
-        images = torch.stack((images, images.flip(3)), 1).flatten(0, 1)
-        image = 2 * image + flipped
+        # a ^ ((a ^ b) & mask) chooses b where the mask is all ones: several times faster than torch.where on bytes
+        mask = (-flipped).to(torch.uint8).view(-1, 1, 1, 1)
+        images = ((images.flip(3) ^ images) & mask) ^ images
     padded = F.pad(images, (padding,) * 4)
     rows, columns = h + 2 * padding, w + 2 * padding
-    # all windows as one overlapping view, so that flip and crop are a single copy of rows, with no index for each pixel
-    last = (len(images) - 1) * c * rows * columns + 2 * padding * (columns + 1)
+    # all windows as one overlapping view: the crop is a copy of whole rows, with no index for each pixel
+    last = (n - 1) * c * rows * columns + 2 * padding * (columns + 1)
     windows = padded.as_strided((last + 1, c, h, w), (1, rows * columns, columns, 1))
-    return windows.index_select(0, (image * c * rows + dy) * columns + dx)
+    return windows.index_select(0, (torch.arange(n, device=images.device) * c * rows + dy) * columns + dx)
 
 
 class ImageTask(SupervisedTask):

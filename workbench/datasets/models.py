@@ -58,26 +58,29 @@ def scaled(count: int, width: float) -> int:
 
 
 def mlp(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
-    """Two hidden layers of ``256 * width`` units with batch norm."""
+    """Two hidden layers of ``256 * width`` units; as in :func:`vgg_small`, non-affine batch norm after each layer and no bias.
+
+    So every parameter is a weight that can be quantised, and the outputs of binary layers come back to unit scale.
+    """
     units = scaled(256, width)
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(math.prod(shape), units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
-        nn.Linear(units, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
-        nn.Linear(units, num_classes),
+        nn.Linear(math.prod(shape), units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
+        nn.Linear(units, units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
+        nn.Linear(units, num_classes, bias=False), nn.BatchNorm1d(num_classes, affine=False),
     )
 
 
 def cnn(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
-    """32C3-MP-64C3-MP-FC128: the small convolutional network."""
+    """32C3-MP-64C3-MP-FC128-FC, non-affine batch norm after each layer, no bias: a small relative of :func:`vgg_small`."""
     c, h, w = shape
     a, b, units = scaled(32, width), scaled(64, width), scaled(128, width)
     return nn.Sequential(
-        nn.Conv2d(c, a, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(a), nn.ReLU(),
-        nn.Conv2d(a, b, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(b), nn.ReLU(),
+        nn.Conv2d(c, a, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(a, affine=False), nn.ReLU(),
+        nn.Conv2d(a, b, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(b, affine=False), nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(b * (h // 4) * (w // 4), units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
-        nn.Linear(units, num_classes),
+        nn.Linear(b * (h // 4) * (w // 4), units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
+        nn.Linear(units, num_classes, bias=False), nn.BatchNorm1d(num_classes, affine=False),
     )
 
 

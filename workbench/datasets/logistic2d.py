@@ -9,8 +9,8 @@ from torch import nn
 from workbench.method import Context, derive_seed
 from workbench.params import Field
 from workbench.task import SupervisedParams
-from workbench.tasks.models import initialise
-from workbench.tasks.vectors import VectorTask
+from workbench.datasets.models import initialise
+from workbench.datasets.vectors import VectorTask
 
 
 def paper_scale(mean_loss: float, batch_size: int, train_size: int = 6000) -> float:

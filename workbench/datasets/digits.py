@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.tasks.images import ImageTask
+from workbench.datasets.images import ImageTask
 
 
 class Digits(ImageTask):

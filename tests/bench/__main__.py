@@ -1,0 +1,48 @@
+"""``make bench``: every benchmark of this folder, as ratios measured side by side, in one table.
+
+A benchmark is a module ``bench_<what>.py`` with ``main() -> list of rows``: name, ours, peer, unit, ratio, n, target. The table is printed and
+written to ``tracking/results/bench/<hardware>.json`` with its provenance.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from tracking.results import keep
+from workbench.provenance import environment, hardware
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all; returns 1 when a target is missed."""
+    folder = Path(__file__).parent
+    found = sorted(p.stem.removeprefix("bench_") for p in folder.glob("bench_*.py"))
+    unknown = set(names) - set(found)
+    if unknown:
+        print(f"Unknown benchmark {', '.join(sorted(unknown))}. Known: {', '.join(found)}.", file=sys.stderr)
+        return 2
+    rows = []
+    for name in names or found:
+        print(f"{name} ...", flush=True)
+        for row in importlib.import_module(f"tests.bench.bench_{name}").main():
+            rows.append(row)
+            print("  " + describe(row), flush=True)
+    if not names:
+        kept = [{"quantity": r["name"], "method": "workbench", "mean": r["ours"], "n": r["n"], "unit": r["unit"], "profile": "bench",
+                 "peer": r.get("peer"), "ratio": r.get("ratio"), "target": r.get("target", "")} for r in rows]
+        print(f"written to {keep('bench', hardware('cpu'), kept, environment())}")
+    return 1 if any(r.get("met") is False for r in rows) else 0
+
+
+def describe(row: dict) -> str:
+    """One line: the figure, its peer, the ratio, the target and whether it is met."""
+    peer = f" against {row['peer']:.4g}" if row.get("peer") is not None else ""
+    ratio = f", ratio {row['ratio']:.3g}" if row.get("ratio") is not None else ""
+    verdict = {True: " MET", False: " MISSED", None: ""}[row.get("met")]
+    target = f", target {row['target']}{verdict}" if row.get("target") else ""
+    return f"{row['name']}: {row['ours']:.4g}{peer} {row['unit']}{ratio}{target} (n = {row['n']})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

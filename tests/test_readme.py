@@ -1,0 +1,62 @@
+"""The README: its table is the code's, its snippets run, its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.readme import README, with_table
+from workbench.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+TEXT = README.read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line.strip()]
+
+
+def test_the_table_of_methods_is_up_to_date():
+    assert with_table(TEXT) == TEXT, "run: python -m tests.readme"
+
+
+def test_there_is_something_to_check():
+    assert len(SNIPPETS) >= 4
+    assert sum(c.startswith("workbench") for c in COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_python_snippets_run(number, tmp_path, monkeypatch):
+    """Each snippet runs as a file of its own, in an interpreter of its own, with a home of its own."""
+    snippet = SNIPPETS[number]
+    if "explore()" in snippet:
+        snippet = snippet.replace("workbench.explore()", "print(workbench.explore())")
+    script = tmp_path / "snippet.py"
+    script.write_text(snippet)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_method_of_the_readme_works_as_a_plugin(tmp_path, monkeypatch):
+    (tmp_path / "signsgd.py").write_text(next(s for s in SNIPPETS if "signsgd" in s))
+    monkeypatch.setenv("WORKBENCH_PLUGINS", str(tmp_path))
+    from workbench.runs import run
+
+    ended = run("signsgd", "digits/mlp", {"epochs": 5}, tracking="off", progress=False)
+    assert ended.metrics["eval/accuracy"] > 0.7  # ten classes: chance is 0.1
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("workbench")])
+def test_commands_parse(command):
+    args = build_parser().parse_args(shlex.split(command)[1:])
+    assert callable(args.verb)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")] + re.findall(r"`(make \w+)`", TEXT))
+def test_make_targets_exist(command):
+    target = command.split()[1]
+    done = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,296 @@
+"""Figures from plain data: curves with bands over seeds, Pareto fronts, histograms, bars with intervals.
+
+Every figure is a static plotly ``Figure`` that reads on a light and on a dark page, names its unit and sample size, tells methods
+apart by colour *and* by dash, marker or hatching, and carries a description in words in ``layout.meta["caption"]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tracking.errors import UserError
+from tracking.metrics import METRICS
+from tracking.metrics import metric as declared
+from tracking.statistics import curve, direction, on_grid, pareto
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas
+    from numpy.typing import ArrayLike
+    from plotly.graph_objects import Figure
+
+MAX_POINTS = 2000
+"""Points a trace, at most: beyond, browsers grow slow and nobody sees more."""
+
+INK = "#767676"
+"""Text colour with a contrast of 4.5 : 1 or more on both white and black."""
+
+# Okabe & Ito's colour-blind-safe palette; its black and yellow vanish on one of the two backgrounds, grey stands in for black
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+_HATCHES = ("", "/", "x", "-", "\\", "|", "+", ".")
+_SLOTS = 168  # least common multiple of 7, 6 and 8: as many different looks
+
+
+class Style(NamedTuple):
+    """How a method looks: colour, and a second cue for lines, points and bars."""
+
+    colour: str
+    dash: str
+    marker: str
+    hatch: str
+
+
+def style_of(names: Iterable[str]) -> dict[str, Style]:
+    """A distinct style for each name. The first word of a name is its method, the rest tells its variants apart.
+
+    A method has a preferred style that depends on its name alone, so it looks the same in every figure; only where two methods of one
+    figure clash does the later one of the alphabet move on. Variants of a method share its colour and differ in the second
+    cue, unless there is one method only: then they differ in both. For the same look in several figures, ask once with all names.
+    """
+    names = list(dict.fromkeys(names))
+    methods = sorted({n.split(" ")[0] for n in names})
+    slots: dict[str, int] = {}
+    for method in methods:
+        slot = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=4).digest(), "big") % _SLOTS
+        used = {s % len(_COLOURS) for s in slots.values()}
+        while (slot % len(_COLOURS) in used) if len(used) < len(_COLOURS) else (slot in slots.values()):
+            slot = (slot + 1) % _SLOTS
+        slots[method] = slot
+    styles = {}
+    for name in names:
+        method = name.split(" ")[0]
+        variant = [n for n in names if n.split(" ")[0] == method].index(name)
+        cue = slots[method] + variant
+        colour = cue if len(methods) == 1 else slots[method]
+        styles[name] = Style(_COLOURS[colour % len(_COLOURS)], _DASHES[cue % len(_DASHES)], _MARKERS[cue % len(_MARKERS)],
+                             _HATCHES[cue % len(_HATCHES)])
+    return styles
+
+
+def thin(y: ArrayLike, limit: int = MAX_POINTS) -> np.ndarray:
+    """Indices of at most ``limit`` (4 or more) values that keep the ends and, of each stretch between, its lowest and highest."""
+    import numpy as np
+
+    y = np.asarray(y, float)
+    if y.size <= limit:
+        return np.arange(y.size)
+    edges = np.linspace(1, y.size - 1, (limit - 2) // 2 + 1).astype(int)
+    low, high = np.nan_to_num(y, nan=np.inf), np.nan_to_num(y, nan=-np.inf)
+    inner = [i for a, b in itertools.pairwise(edges) for i in (a + low[a:b].argmin(), a + high[a:b].argmax())]
+    return np.unique([0, *inner, y.size - 1])
+
+
+def curves(
+    groups: Mapping[str, Sequence[pandas.DataFrame]],
+    metric: str,
+    axis: str = "step",
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    title: str | None = None,
+    note: str = "",
+    level: float = 0.95,
+    styles: Mapping[str, Style] | None = None,
+) -> Figure:
+    """Mean line and t-interval band over the seeds of each group, as far along the axis as all its seeds go.
+
+    Where the seeds report at the same places the line joins the means; where they do not, a seed's value holds until its next
+    report, and the line is a staircase.
+
+    Args:
+        groups: run frames (:func:`tracking.journal.frame`) by name; one frame a seed.
+        axis: ``"step"`` or a cumulative metric.
+        note: subtitle, such as the hardware.
+        styles: as from :func:`style_of`, to look the same in several figures.
+
+    Raises UserError where no group has the metric along the axis.
+    """
+    import plotly.graph_objects as go
+
+    styles = styles or style_of(groups)
+    figure = go.Figure()
+    for name, frames in groups.items():
+        seeds = [c for c in (curve(f, metric, axis) for f in frames) if len(c[0])]
+        table = on_grid(seeds, level=level)
+        shape = "linear" if all(len(x) == len(table) for x, _ in seeds) else "hv"
+        table = table[(table.n == len(seeds)) & ((table.x > 0) | (not log_x)) & ((table["mean"] > 0) | (not log_y))]
+        if len(table):
+            table = table.iloc[thin(table["mean"])]
+            _add_curve(figure, f"{name} (n={len(seeds)})", table, styles[name], shape, log_y)
+    if not figure.data:
+        raise UserError(f"No run reports {metric} along {axis}{' at a positive value' if log_x or log_y else ''}: nothing to draw. "
+                        f"Reported: {', '.join(sorted({c for fs in groups.values() for f in fs for c in f if c in METRICS}))}.")
+    caption = (f"{declared(metric).description.capitalize()} ({metric}) against {axis}. Line: mean over n seeds, each at its last reported "
+               f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1).")
+    figure.update_layout(_layout(title or f"{metric} against {axis}", note, caption, len(groups)))
+    figure.update_xaxes(_axis(axis, log_x))
+    figure.update_yaxes(_axis(metric, log_y))
+    return figure
+
+
+def _add_curve(figure: Figure, name: str, table: pandas.DataFrame, style: Style, shape: str, log_y: bool) -> None:
+    import plotly.graph_objects as go
+
+    low, high = table["mean"] - table.half_width, table["mean"] + table.half_width
+    if log_y:  # a band that reaches zero has no lower edge on this scale
+        low = low.clip(lower=table["mean"].min() / 10)
+    common = {"x": table.x, "legendgroup": name, "mode": "lines"}
+    line = {"color": style.colour, "shape": shape}
+    if table.half_width.notna().any():
+        edge = {**common, "line": {**line, "width": 0}, "showlegend": False, "hoverinfo": "skip"}
+        figure.add_trace(go.Scatter(**edge, y=low))
+        figure.add_trace(go.Scatter(**edge, y=high, fill="tonexty", fillcolor=_faded(style.colour, 0.2)))
+    figure.add_trace(go.Scatter(
+        **{**common, "mode": "lines+markers"}, y=table["mean"], name=_text(name), customdata=table[["half_width"]].to_numpy(),
+        line={**line, "dash": style.dash, "width": 2}, marker={"symbol": style.marker, "size": 8, "maxdisplayed": 12},
+        hovertemplate="%{x:.4~g}: %{y:.4~g} ± %{customdata[0]:.2~g}"))
+
+
+def pareto_figure(points: pandas.DataFrame, x: str, y: str, *, log_x: bool = False, log_y: bool = False, title: str | None = None,
+                  note: str = "", styles: Mapping[str, Style] | None = None) -> Figure:
+    """Points of ``y`` over ``x`` and the staircase of those that no other dominates, each metric in its own direction.
+
+    ``points`` has the columns ``method``, ``n``, the two metrics and, where known, half-widths as ``"<metric> ±"``.
+    Rows in which a metric is absent are not drawn. Raises UserError where none is left.
+    """
+    import plotly.graph_objects as go
+
+    directions = [direction(x), direction(y)]
+    points = points.dropna(subset=[x, y])
+    if points.empty:
+        raise UserError(f"No method has both {x} and {y}: nothing to draw.")
+    styles = styles or style_of(points["method"])
+    front = points[pareto(points[[x, y]], directions)].sort_values(x)
+    figure = go.Figure()
+    corner = "hv" if directions[0] == "lower" else "vh"  # what is on the front is reachable up to the next better point
+    figure.add_trace(go.Scatter(x=front[x], y=front[y], mode="lines", name="Pareto front of the means", hoverinfo="skip",
+                                line={"color": INK, "width": 1.5, "dash": "dot", "shape": corner}))
+    for row in points.to_dict("records"):
+        style = styles[row["method"]]
+        figure.add_trace(go.Scatter(
+            x=[row[x]], y=[row[y]], mode="markers", name=_text(f"{row['method']} (n={row['n']})"),
+            error_x=_error(row.get(f"{x} ±")), error_y=_error(row.get(f"{y} ±")),
+            marker={"color": style.colour, "symbol": style.marker, "size": 12}, hovertemplate="%{x:.4~g}, %{y:.4~g}"))
+    caption = (f"{y} ({directions[1]} is better) against {x} ({directions[0]} is better). On the front: {', '.join(front['method'])}. "
+               "Bars: t interval over n seeds.")
+    figure.update_layout(_layout(title or f"{y} against {x}", note, caption, len(points)))
+    figure.update_xaxes(_axis(x, log_x))
+    figure.update_yaxes(_axis(y, log_y))
+    return figure
+
+
+def histogram(groups: Mapping[str, ArrayLike], *, quantity: str = "weight", unit: str = "", bins: int = 100, log_y: bool = False,
+              title: str | None = None, note: str = "", styles: Mapping[str, Style] | None = None) -> Figure:
+    """Distribution of values (weights, say) by group, in common bins, as the share of the group's values a bin holds."""
+    import numpy as np
+    import plotly.graph_objects as go
+
+    arrays = {name: np.asarray(v, float).ravel() for name, v in groups.items()}
+    if not 1 <= bins <= MAX_POINTS // 2:
+        raise UserError(f"histogram: bins = {bins!r} is refused. Allowed: whole number, 1 <= x <= {MAX_POINTS // 2}.")
+    if not any(a.size for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
+        raise UserError("histogram: give at least one value, and only finite ones.")
+    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    styles = styles or style_of(arrays)
+    figure = go.Figure()
+    for name, values in arrays.items():
+        if values.size:
+            share = np.histogram(values, edges)[0] / values.size
+            # on a log scale an empty bin is a gap, not minus infinity
+            figure.add_trace(go.Scatter(
+                x=edges, y=np.where(share > 0, share, np.nan if log_y else 0.0)[[*range(bins), bins - 1]], mode="lines",
+                name=_text(f"{name} (n={values.size})"), hovertemplate="%{x:.4~g}: %{y:.3~g}",
+                line={"color": styles[name].colour, "dash": styles[name].dash, "shape": "hv", "width": 2}))
+    caption = f"Share of {quantity} values in each of {bins} equal bins, n values a group."
+    figure.update_layout(_layout(title or f"distribution of {quantity}", note, caption, len(arrays)))
+    figure.update_xaxes(title_text=_text(f"{quantity} [{unit}]" if unit else quantity))
+    figure.update_yaxes(title_text="share [fraction]", type="log" if log_y else "linear")
+    return figure
+
+
+def bars_with_intervals(rows: pandas.DataFrame, metric: str, *, title: str | None = None, note: str = "",
+                        styles: Mapping[str, Style] | None = None) -> Figure:
+    """A bar for each row, from zero, with its interval and its figure in print.
+
+    ``rows`` has the columns ``method``, ``n``, the metric and, where known, its half-width as ``"<metric> ±"``.
+    """
+    import plotly.graph_objects as go
+
+    rows = rows.dropna(subset=[metric])
+    if rows.empty:
+        raise UserError(f"No method has {metric}: nothing to draw.")
+    styles = styles or style_of(rows["method"])
+    figure = go.Figure()
+    for row in rows.to_dict("records"):
+        style, half = styles[row["method"]], _error(row.get(f"{metric} ±"))
+        shown = f"{row[metric]:.4g}" + (f" ± {half['array'][0]:.2g}" if half else "")
+        figure.add_trace(go.Bar(
+            x=[_text(f"{row['method']} (n={row['n']})")], y=[row[metric]], error_y=half, name=_text(row["method"]), showlegend=False,
+            marker={"color": style.colour, "pattern": {"shape": style.hatch, "fgcolor": "white", "solidity": 0.25}},
+            text=[shown], textposition="outside", hoverinfo="skip"))
+    caption = f"{declared(metric).description.capitalize()} ({metric}), mean over n seeds; bars: t interval."
+    figure.update_layout(_layout(title or metric, note, caption, 0))
+    figure.update_yaxes(_axis(metric, False), rangemode="tozero")
+    return figure
+
+
+def data_of(figure: Figure) -> pandas.DataFrame:
+    """The figures behind a figure: one row a point of each named trace, with its half-width where it has one."""
+    import pandas
+
+    parts = []
+    x_label, y_label = figure.layout.xaxis.title.text or "x", figure.layout.yaxis.title.text or "y"
+    for trace in figure.data:
+        if trace.name is None or getattr(trace, "x", None) is None or getattr(trace, "y", None) is None:
+            continue
+        columns = {"trace": trace.name, x_label: list(trace.x), y_label: list(trace.y)}
+        part = pandas.DataFrame(columns).map(_plain).rename(columns=_plain)
+        if trace.error_y.array is not None:
+            part["±"] = list(trace.error_y.array)
+        elif trace.customdata is not None and len(trace.customdata):
+            part["±"] = [row[0] for row in trace.customdata]
+        parts.append(part)
+    return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
+
+
+def _layout(title: str, note: str, caption: str, entries: int) -> dict[str, Any]:
+    return {
+        "title": {"text": _text(title), "subtitle": {"text": _text(note)}, "x": 0, "xref": "paper"}, "meta": {"caption": caption},
+        "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(_COLOURS),
+        "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13}, "height": 430 + 20 * max(0, entries - 3),
+        "margin": {"l": 70, "r": 20, "t": 80 if note else 60, "b": 60}, "hovermode": "closest",
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}, "showlegend": entries > 0,
+    } | {axis: {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.4)", "linecolor": INK, "showline": True,
+                "ticks": "outside", "automargin": True} for axis in ("xaxis", "yaxis")}
+
+
+def _axis(name: str, log: bool) -> dict[str, Any]:
+    known = None if name == "step" else declared(name)
+    prefixes = known is not None and (known.cumulative or known.unit == "B")  # 2M beside [B], but 0.002 of a fraction stays 0.002
+    return {"title": {"text": _text(known.label if known else "step")}, "type": "log" if log else "linear",
+            "exponentformat": "SI" if prefixes else "power"}
+
+
+def _error(half_width: float | None) -> dict[str, Any] | None:
+    known = half_width is not None and half_width == half_width
+    return {"type": "data", "array": [half_width], "thickness": 1.5, "width": 5, "color": INK} if known else None
+
+
+def _faded(colour: str, opacity: float) -> str:
+    red, green, blue = (int(colour[i:i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def _plain(value: Any) -> Any:
+    return html.unescape(value) if isinstance(value, str) else value
+
+
+def _text(words: Any) -> str:
+    """Plain text for plotly, which reads tags in labels."""
+    return html.escape(str(words), quote=False)

@@ -1,0 +1,122 @@
+"""The local MLflow server: the pages where people compare runs, for this machine only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from tracking.address import available, experiments_url, lock_path, public_uri, sqlite_path, tracking_uri
+from tracking.address import home as default_home
+from tracking.errors import UserError
+from tracking.folder import held
+
+HOST = "127.0.0.1"
+START_S = 120.0
+
+
+def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str | None = None,
+          say: Callable[[str], None] = lambda text: None) -> tuple[subprocess.Popen[bytes], str]:
+    """Start ``mlflow server`` on this machine's own address and wait until it answers; return (process, its URL).
+
+    ``port`` 0 takes a free one. The store is ``uri``, default the SQLite file under ``home``; files of runs that are
+    logged through the server go to ``home/artifacts``, where runs that write to the SQLite file directly put theirs.
+    The server's own log is ``home/server-<port>.log``. ``say`` hears how the start is going. End it with :func:`stop`.
+
+    Raises:
+        UserError: the port is taken, MLflow is not installed, ``uri`` is a server already, or the server did not start.
+    """
+    if not available():
+        raise UserError("MLflow is not installed: pip install mlflow.")
+    root = Path(home).absolute() if home is not None else default_home()
+    address = tracking_uri(uri if uri or (home is None and os.environ.get("MLFLOW_TRACKING_URI"))
+                           else f"sqlite:///{root / 'mlflow.db'}")
+    if address is None or address.startswith(("http://", "https://")):
+        raise UserError(f"A local server needs a database to show, not {public_uri(address) if address else 'off'!r}. "
+                        f"Leave the address out to see the runs of {root}.")
+    port = _free_port(port)
+    url = f"http://{HOST}:{port}"
+    root.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
+               "--backend-store-uri", address, "--artifacts-destination", str(root / "artifacts")]
+    database = sqlite_path(address)
+    fresh = database is not None and not database.exists()
+    # a fresh database is made by one process: recorders that start meanwhile wait for the server to have made it
+    log = root / f"server-{port}.log"
+    with held(lock_path(address), 60.0) if fresh else contextlib.nullcontext(), open(log, "wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=root,
+                                   env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True)
+        try:
+            _wait_until_up(process, url, say)
+        except BaseException as problem:
+            stop(process)
+            if isinstance(problem, TimeoutError):
+                tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+                raise UserError("\n".join([f"The MLflow server did not start: {problem}. See {log}:", *tail])) from None
+            raise
+    return process, url
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
+    """End the server with all its workers."""
+    for word in (signal.SIGTERM, signal.SIGKILL):  # the second also ends workers that outlived their parent
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, word)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+
+
+def serve(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str | None = None,
+          open_wait: bool = True) -> int:
+    """Serve the runs of ``home`` until Ctrl-C; print the link to open. Returns an exit status.
+
+    With ``open_wait=False`` return as soon as the server answers and leave it running.
+    """
+    process, url = start(home, port, uri, say=lambda text: print(text, flush=True))
+    print(f"Runs: {experiments_url(url)}", flush=True)
+    if not open_wait:
+        return 0
+    print("Ctrl-C ends the server.", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server ends with us, however we end
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        stop(process)
+
+
+def _free_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            return probe.getsockname()[1]
+        except OSError as problem:
+            free = _free_port(0)
+            raise UserError(f"Port {port} cannot be used ({problem.strerror}); perhaps a server is running at "
+                            f"http://{HOST}:{port} already. A free one is {free}.") from None
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], url: str, say: Callable[[str], None]) -> None:
+    """Poll ``/health``; :class:`TimeoutError` when the process ends or :data:`START_S` have gone."""
+    say(f"MLflow is starting at {url} (10 to 40 s) …")
+    began = said = time.monotonic()
+    while time.monotonic() - began < START_S:
+        if process.poll() is not None:
+            raise TimeoutError(f"it ended with status {process.returncode}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            if answer.status == 200:
+                return
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            say(f"still starting … {said - began:.0f} s")
+        time.sleep(0.2)
+    raise TimeoutError(f"no answer at {url}/health in {START_S:g} s")

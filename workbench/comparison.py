@@ -1,0 +1,257 @@
+"""Comparison: runs side by side, with sample sizes, intervals, significance and the hardware they ran on."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracking.errors import UserError, unknown
+from tracking.figures import Style, curves, pareto_figure, style_of
+from tracking.folder import STATUSES
+from tracking.metrics import METRICS
+from tracking.metrics import metric as declared
+from tracking.report import Table, cell_text, paragraphs, table_html
+from tracking.statistics import check_axis, direction, holm, welch
+from workbench.grouping import Group, LeftOut, group, matching, older_code, scan
+from workbench.runs import Run, runs_root
+
+if TYPE_CHECKING:
+    import pandas
+    from plotly.graph_objects import Figure
+
+SIGNIFICANCE = 0.05
+COSTS = [m.name for m in METRICS.values() if m.name.split("/")[0] in ("clock", "comm", "energy", "memory", "compute")]
+AXES = ["train/epoch", *(name for name in COSTS if METRICS[name].cumulative)]
+TEST = (f"Student t intervals at 95 % over the seeds. Difference to the best mean (of two runs or more): Welch's t-test, Holm-adjusted within a setting, "
+        f"level {SIGNIFICANCE:g}.")
+
+
+def compare(
+    runs: Iterable[Run] | None = None,
+    *,
+    task: str | Sequence[str] | None = None,
+    methods: str | Sequence[str] | None = None,
+    metric: str = "eval/accuracy",
+    axis: str = "train/epoch",
+    home: str | os.PathLike[str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    include: Sequence[str] = ("finished",),
+) -> Comparison:
+    """Put runs side by side: those given, or else all in the workbench's home made with the newest code of their method and task.
+
+    Runs that differ in the seed alone are one group. Failed, stopped and diverged runs are left out, counted and named.
+
+    Args:
+        runs: ended runs, or an object that has them as ``.runs``, such as a sweep.
+        task, methods: only these.
+        metric: what is compared; axis: what curves are drawn against.
+        home: another home than ``$WORKBENCH_HOME``, such as one brought from a cluster.
+        where: only runs with these values, by parameter name (``task.`` before a task's); a list allows several values.
+        include: run states that count.
+
+    Raises :class:`UserError` for unknown names, and where no run is left (not for an empty list that was given).
+    """
+    declared(metric)
+    check_axis(axis)
+    for status in include:
+        if status not in STATUSES:
+            raise unknown("run status", status, STATUSES)
+    given = runs is not None
+    root = Path(home) / "journals" if home is not None else runs_root()
+    found = list(getattr(runs, "runs", runs)) if given else scan(root)
+    found = matching(found, _names(task), _names(methods), where or {})
+    kept = [r for r in found if r.status in include]
+    left = [_left(r, r.status + (f": {r.reason}" if r.reason else "")) for r in found if r.status not in include]
+    if not given:
+        kept, old = older_code(kept)
+        left += [_left(r, "made with older code") for r in old]
+    groups, spare = group(kept)
+    left += [_left(r, "same seed as another run of its group") for r in spare]
+    if not groups and not given:
+        why = f" {len(left)} left out: {'; '.join(f'{x.name} ({x.why})' for x in left[:3])}." if left else ""
+        raise UserError(f"No run to compare under {root}.{why} Run some, or widen task, methods, where or include.")
+    return Comparison(groups, left, metric, axis)
+
+
+@dataclass
+class Comparison:
+    """Groups of runs side by side. In a notebook it shows its table."""
+
+    groups: list[Group]
+    left_out: list[LeftOut]
+    metric: str = "eval/accuracy"
+    axis: str = "train/epoch"
+    styles: dict[str, Style] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.styles = self.styles or style_of(g.label for g in self.groups)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(g.task for g in self.groups))
+
+    def only(self, task: str) -> Comparison:
+        """The part on one task, in the same colours."""
+        if task not in self.tasks:
+            raise unknown("task", task, self.tasks)
+        return Comparison([g for g in self.groups if g.task == task], self.left_out, self.metric, self.axis, self.styles)
+
+    # --- tables -----------------------------------------------------------------------------------------
+
+    def table(self, target: float | None = None) -> pandas.DataFrame:
+        """One row a group, best first; absent is NaN.
+
+        Columns: ``method``, ``task``, ``n``; ``final`` and ``best`` value of the metric (the best of a run is chosen on the data it is
+        measured on, so it flatters); ``difference`` to the best of two runs or more, with its adjusted ``p`` and a ``mark`` in words; with ``target``, what
+        it cost to reach it on every axis reported and how many seeds did; costs at the end of the run; ``hardware``. A column
+        that ends in ``±`` is the half-width of the one before.
+        """
+        import pandas
+
+        rows = []
+        for g, mark in zip(self.groups, self._marks(), strict=True):
+            row: dict[str, Any] = {"method": g.label, "task": g.task, "n": len(g.runs)}
+            _put(row, f"final {self.metric}", g.mean(self.metric))
+            if declared(self.metric).better:
+                _put(row, f"best {self.metric}", g.mean(self.metric, best=True))
+                row |= mark
+            if target is not None:
+                row["reached"] = f"{g.reached(self.metric, target)} of {len(g.runs)}"
+                for axis in self.reported(AXES):
+                    _put(row, f"{axis} to {self.metric} {target:g}", g.to_target(self.metric, target, axis))
+            for cost in self.reported(COSTS):
+                _put(row, cost, g.mean(cost))
+            rows.append(row | {"hardware": "; ".join(g.machines)})
+        table = pandas.DataFrame(rows, columns=None if rows else ["method", "task", "n", f"final {self.metric}"])
+        if rows and (better := declared(self.metric).better):
+            order = table.sort_values(f"final {self.metric}", ascending=better == "lower", kind="stable", na_position="last").index
+            table = table.loc[sorted(order, key=lambda i: self.tasks.index(table.task[i]))].reset_index(drop=True)
+        return table
+
+    def shown(self, target: float | None = None) -> pandas.DataFrame:
+        """:meth:`table` for reading: ``mean ± half-width`` in one column, empty columns left out."""
+        table = self.table(target)
+        for name in [c for c in table if f"{c} ±" in table]:
+            pairs = list(zip(table[name], table.pop(f"{name} ±"), strict=True))
+            if not all(math.isnan(mean) for mean, _ in pairs):
+                table[name] = [cell_text(mean) + (f" ± {_half(half)}" if math.isfinite(half) else "") for mean, half in pairs]
+        return table.drop(columns=["task"] if len(self.tasks) == 1 else []).dropna(axis=1, how="all")
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know: who is missing and why, sample sizes, hardware."""
+        lines = []
+        for (method, why), count in Counter((x.method, x.why.partition(":")[0]) for x in self.left_out).items():
+            names = [x.name for x in self.left_out if (x.method, x.why.partition(":")[0]) == (method, why)]
+            lines.append(f"Left out: {count} of {method}, {why} ({', '.join(names[:5])}{', …' if count > 5 else ''}).")
+        if single := [g.label for g in self.groups if len(g.runs) == 1]:
+            lines.append(f"One run only, so no interval and no test: {', '.join(single)}.")
+        for g in self.groups:
+            if len(g.machines) > 1:
+                lines.append(f"{g.label} ran on {' and '.join(g.machines)}: its time, measured energy and peak memory are not averaged, "
+                             "so absent.")
+        if len({m for g in self.groups for m in g.machines}) > 1:
+            lines.append("The groups ran on different hardware: compare time, measured energy and peak memory within one hardware only.")
+        return lines
+
+    def _marks(self) -> list[dict[str, Any]]:
+        """For each group: difference to the best of its setting, adjusted p, and a word."""
+        marks: list[dict[str, Any]] = [{} for _ in self.groups]
+        if declared(self.metric).better is None:
+            return marks
+        volatile = declared(self.metric).volatile
+        settings: dict[Any, list[int]] = {}
+        for i, g in enumerate(self.groups):
+            marks[i] = {"difference": math.nan, "difference ±": math.nan, "p": math.nan, "mark": "not measured"}
+            if g.values(self.metric):
+                settings.setdefault((g.setting, *(g.machines if volatile else ())), []).append(i)
+        for members in settings.values():
+            values = {i: self.groups[i].values(self.metric) for i in members}
+            sign = 1 if direction(self.metric) == "higher" else -1
+            # a single run may be lucky, and nothing can be tested against it
+            repeated = [i for i in members if len(values[i]) > 1]
+            best = max(repeated or members, key=lambda i: sign * sum(values[i]) / len(values[i]))
+            others = [i for i in members if i != best]
+            tests = {i: welch(values[i], values[best]) for i in others}
+            marks[best] |= {"difference": 0.0, "mark": "best"} if others else {"mark": "alone in its setting"}
+            for i, p in zip(others, holm([tests[i].p for i in others]), strict=True):
+                word = "no test possible" if math.isnan(p) else "worse" if p < SIGNIFICANCE else "not distinguishable from the best"
+                d = tests[i]
+                marks[i] = {"difference": d.difference, "difference ±": (d.high - d.low) / 2, "p": float(p), "mark": word}
+        return marks
+
+    def reported(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that some run reports."""
+        return [name for name in names if any(name in g.metrics for g in self.groups)]
+
+    # --- figures ----------------------------------------------------------------------------------------
+
+    def curves(self, metric: str | None = None, axis: str | None = None, *, log_x: bool = False, log_y: bool = False) -> Figure:
+        """Mean curves with bands over the seeds, n in the legend, hardware in the subtitle. For one task: see :meth:`only`."""
+        metric, axis = metric or self.metric, axis or self.axis
+        usable, note = self._usable(metric, axis)
+        return curves({g.label: g.frames for g in usable}, metric, axis, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
+                      title=f"{self.tasks[0]}: {metric} against {axis}")
+
+    def pareto(self, x: str, y: str | None = None, *, log_x: bool = False, log_y: bool = False) -> Figure:
+        """Final means of two metrics against each other, and the front. For one task: see :meth:`only`."""
+        import pandas
+
+        y = y or self.metric
+        usable, note = self._usable(x, y)
+        rows = []
+        for g in usable:
+            row = {"method": g.label, "n": len(g.runs)}
+            _put(row, x, g.mean(x))
+            _put(row, y, g.mean(y))
+            rows.append(row)
+        return pareto_figure(pandas.DataFrame(rows), x, y, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
+                             title=f"{self.tasks[0]}: {y} against {x}")
+
+    def _usable(self, *names: str) -> tuple[list[Group], str]:
+        """Groups whose seeds may be averaged in these metrics, and the subtitle that names the hardware and who is missing."""
+        if len(self.tasks) != 1:
+            raise UserError(f"One figure shows one task; these runs are of {', '.join(self.tasks) or 'none'}. Use .only(task) first.")
+        usable = [g for g in self.groups if not any(g.mixes(n) for n in names)]
+        if not usable:
+            raise UserError(f"{' and '.join(names)}: the seeds of every group ran on different hardware, so they are not averaged.")
+        missing = [g.label for g in self.groups if g not in usable]
+        machines = list(dict.fromkeys(m for g in usable for m in g.machines))
+        if len(machines) > 1 and any(n != "step" and declared(n).volatile for n in names):
+            where = "hardware differs: " + "; ".join(f"{g.label} on {g.machines[0]}" for g in usable)
+        else:
+            where = "; ".join(machines)
+        return usable, where + (f". Not shown, mixed hardware: {', '.join(missing)}" if missing else "")
+
+    def report(self, path: str | os.PathLike[str], *, target: float | None = None, title: str | None = None) -> Path:
+        """Write all of it as one self-contained HTML file: tables, curves, Pareto fronts, parameters, runs and provenance."""
+        from workbench.evidence import write
+
+        return write(self, path, target=target, title=title)
+
+    def _repr_html_(self) -> str:
+        notes = paragraphs("\n".join(f"- {n}" for n in self.notes())) if self.notes() else ""
+        return table_html(Table(self.shown(), TEST)) + notes
+
+    def __repr__(self) -> str:
+        return self.shown().to_string(index=False) + "".join(f"\n{n}" for n in self.notes())
+
+
+def _put(row: dict[str, Any], name: str, value: Any) -> None:
+    row[name], row[f"{name} ±"] = value.mean, value.half_width
+
+
+def _half(width: float) -> str:
+    return f"{width:,.0f}" if width >= 100 else f"{width:.2g}"
+
+
+def _left(run: Run, why: str) -> LeftOut:
+    return LeftOut(run.spec["method"], f"{run.spec['task']} s{run.spec['seed']}", run.key, why)
+
+
+def _names(given: str | Sequence[str] | None) -> list[str] | None:
+    return [given] if isinstance(given, str) else list(given) if given is not None else None

@@ -1,0 +1,89 @@
+"""A comparison as one HTML file: its table, curves, trade-offs, parameters, runs and provenance."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracking.errors import UserError
+from tracking.metrics import metric
+from tracking.report import Table, report
+from workbench.comparison import AXES, COSTS, TEST, Comparison
+from workbench.grouping import machine, short, varied
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def write(comparison: Comparison, path: str | os.PathLike[str], *, target: float | None = None, title: str | None = None) -> Path:
+    """Write the report to ``path`` and return it. Raises :class:`UserError` when the comparison is empty."""
+    c = comparison
+    if not c.groups:
+        raise UserError(" ".join(["There is no run to report on.", *c.notes()]))
+    tasks, runs = ", ".join(c.tasks), sum(len(g.runs) for g in c.groups)
+    summary = f"{runs} runs in {len(c.groups)} groups on {tasks}, compared by **{c.metric}** ({metric(c.metric).description})."
+    sections = [("Result", summary, "\n".join(f"- {line}" for line in c.notes()), *_result(c, target))]
+    for task in c.tasks:
+        part, lead = c.only(task), f"{task}: " if len(c.tasks) > 1 else ""
+        axes = dict.fromkeys([c.axis, *part.reported(AXES)])
+        sections.append((f"{lead}Curves", *_drawn(part.curves, [(c.metric, axis) for axis in axes])))
+        if metric(c.metric).better:
+            # a cost that is the same for all is no trade-off
+            costs = [name for name in part.reported(COSTS) if name != c.metric and len({g.mean(name).mean for g in part.groups}) > 1]
+            sections.append((f"{lead}Trade-offs", *_drawn(part.pareto, [(cost,) for cost in costs])))
+    sections += [("Parameters", *_parameters(c)), ("Runs", _runs(c))]
+    return report(path, title or f"{c.metric} on {tasks}", [s for s in sections if len(s) > 1], _provenance(c))
+
+
+def _result(c: Comparison, target: float | None) -> list[Table]:
+    """The table in two: quality, and what it cost."""
+    table = c.shown(target)
+    first = [n for n in table if n in ("method", "task", "n", "difference", "p", "mark") or n.startswith(("final ", "best "))]
+    rest = [n for n in table if n not in first]
+    cost = "Costs at the end of the run" + (f", and up to {c.metric} {target:g} (absent unless every seed reaches it)" if target is not None else "")
+    return [Table(table[first], TEST), Table(table[["method", *rest]], cost + ".")]
+
+
+def _drawn(draw: Callable[..., Figure], calls: Iterable[tuple[str, ...]]) -> list[Figure]:
+    """The figures there are data for; the notes of the comparison say what is absent and why."""
+    figures = []
+    for arguments in calls:
+        try:
+            figures.append(draw(*arguments))
+        except UserError:
+            continue
+    return figures
+
+
+def _parameters(c: Comparison) -> list[Table]:
+    import pandas
+
+    differ = [n for n in varied(c.groups) if n not in ("method", "task")]
+    common = [n for n in c.groups[0].facts if n not in (*differ, "method", "task")]
+    rows = [{"group": g.label, **{n: short(g.facts[n]) if n in g.facts else None for n in differ}} for g in c.groups]
+    caption = "Parameters in which the groups differ (– where a method has no such parameter)"
+    tables = [Table(pandas.DataFrame(rows), caption)] if differ else []
+    same = pandas.DataFrame([{"parameter": n, "value": short(c.groups[0].facts[n])} for n in common])
+    return [*tables, Table(same, "Parameters that all groups share")]
+
+
+def _runs(c: Comparison) -> Table:
+    import pandas
+
+    rows = [[r.key, g.label, str(r.spec["seed"]), r.status, machine(r)] for g in c.groups for r in g.runs]
+    rows += [[x.key, f"{x.method} {x.name}", None, f"left out: {x.why}", None] for x in c.left_out]
+    return Table(pandas.DataFrame(rows, columns=["folder", "group", "seed", "state", "hardware"]), "Every run by the name of its folder")
+
+
+def _provenance(c: Comparison) -> dict[str, str]:
+    """Every fact of the runs' provenance; several values where the runs differ."""
+    facts: dict[str, list[str]] = {}
+    for g in c.groups:
+        for r in g.runs:
+            made = time.strftime("%Y-%m-%d", time.gmtime(r.folder.read_run().get("created", 0)))
+            for name, value in {"runs made": made, "computed on": machine(r), **r.provenance}.items():
+                facts.setdefault(name, []).append(str(value))
+    return {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}

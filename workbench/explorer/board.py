@@ -1,0 +1,171 @@
+"""The board: live curves of all runs on one figure, and a table that says the same in figures and words."""
+
+from __future__ import annotations
+
+import html
+from copy import deepcopy
+from typing import Any
+
+import ipywidgets as w
+import plotly.graph_objects as go
+
+from tracking.metrics import METRICS
+from workbench.explorer import curves
+from workbench.explorer.session import ListedRun, Session
+from workbench.explorer.theme import TONES
+
+
+FEW = 30  # up to here each point gets its marker
+
+
+class LiveFigure(go.FigureWidget):
+    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        state = super().get_state(key, drop_defaults)
+        if key is None and hasattr(self, "_layout_obj"):  # all of it is asked for, and the figure is made
+            for name, now in (("_widget_data", self._data), ("_widget_layout", self._layout_obj._props)):
+                state[name] = self.trait_metadata(name, "to_json")(deepcopy(now), self)
+        return state
+
+
+class Board:
+    """Curves and table of a session's runs. :meth:`refresh` brings both up to date and sends only what has changed."""
+
+    def __init__(self, session: Session, max_points: int) -> None:
+        self.session, self.max_points = session, max_points
+        self._drawn: dict[str, tuple[Any, ...]] = {}
+        self._picked = False  # whether a person has chosen the metric
+        short = {"style": {"description_width": "initial"}}
+        self.metric = w.Dropdown(options=[curves.FAVOURITES[0]], description="Show", tooltip="metric on the y-axis", **short)
+        self.axis = w.Dropdown(options=["step"], description="against", tooltip="quantity on the x-axis", **short)
+        self.log_x = w.Checkbox(description="log x", indent=False, tooltip="logarithmic x-axis")
+        self.log_y = w.Checkbox(description="log y", indent=False, tooltip="logarithmic y-axis")
+        self.figure = LiveFigure(layout=curves.layout())
+        self.figure._config = {"displaylogo": False, "responsive": True}
+        self.table = w.HTML()
+        self.table.add_class("wb-table")
+        self.clear = w.Button(description="Clear ended runs", tooltip="take ended runs off this list; their results stay on disk")
+        picks = w.Box([self.metric, self.axis, self.log_x, self.log_y])
+        below = w.Box([self.clear])
+        picks.add_class("wb-bar")
+        below.add_class("wb-bar")
+        holder = w.Box([self.figure], layout=w.Layout(width="100%", display="block"))
+        holder.add_class("wb-curves")
+        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, holder, w.HTML("<h4>Runs</h4>"), self.table, below])
+        self.metric.observe(self._on_metric, names="value")
+        for control in (self.axis, self.log_x, self.log_y):
+            control.observe(lambda _: self.refresh(), names="value")
+        self.clear.on_click(self._on_clear)
+        self.refresh()
+
+    def refresh(self) -> None:
+        runs = list(self.session.runs)
+        self._offer(runs)
+        self._draw(runs)
+        table = self._rows(runs)
+        if table != self.table.value:
+            self.table.value = table
+        self.clear.disabled = not any(r.ended for r in runs)
+
+    # --- pickers ----------------------------------------------------------------------------------------------
+
+    def _offer(self, runs: list[ListedRun]) -> None:
+        """Offer the metrics and axes that the runs have reported; keep what is chosen."""
+        names = curves.reported(runs)
+        if not names:
+            return
+        keep = self._picked and self.metric.value in names
+        picked = self._picked
+        self._choose(self.metric, names, self.metric.value if keep else names[0])
+        self._picked = picked
+        axes = curves.axes(names)
+        self._choose(self.axis, axes, self.axis.value if self.axis.value in axes else "step")
+
+    @staticmethod
+    def _choose(picker: w.Dropdown, names: list[str], value: str) -> None:
+        if list(picker.options) != names:
+            with picker.hold_trait_notifications():
+                picker.options, picker.value = names, value
+        elif picker.value != value:
+            picker.value = value
+
+    def _on_metric(self, _: Any) -> None:
+        self._picked = True
+        self.refresh()
+
+    def _on_clear(self, _: Any) -> None:
+        self.session.clear()
+        self.refresh()
+
+    # --- curves -----------------------------------------------------------------------------------------------
+
+    def _draw(self, runs: list[ListedRun]) -> None:
+        x, y, named = self.axis.value, self.metric.value, curves.labels(runs)
+        if [t.uid for t in self.figure.data] != [r.key for r in runs]:
+            kept = {t.uid: t.visible for t in self.figure.data}
+            with self.figure.batch_update():
+                self.figure.data = []
+                if runs:
+                    self.figure.add_traces([
+                        go.Scatter(uid=r.key, mode="lines", visible=kept.get(r.key, True), line={"width": 2, "color": s.colour, "dash": s.dash},
+                                   marker={"symbol": s.marker, "size": 7})
+                        for r in runs for s in [curves.style(r.number)]])
+            self._drawn = {}
+        with self.figure.batch_update():
+            for trace, r in zip(self.figure.data, runs, strict=True):
+                now = (r.version, x, y, named[r.key])
+                if self._drawn.get(r.key) != now:
+                    xs, ys = curves.series(r.rows, x, y, self.max_points)
+                    trace.update(x=xs, y=ys, name=named[r.key], mode="lines+markers" if len(xs) < FEW else "lines")
+                    self._drawn[r.key] = now
+            axes = (curves.axis_label(x), curves.axis_label(y), self.log_x.value, self.log_y.value)
+            if self._drawn.get("") != axes:
+                self.figure.layout.xaxis.update(title={"text": axes[0]}, type="log" if axes[2] else "linear", autorange=True)
+                self.figure.layout.yaxis.update(title={"text": axes[1]}, type="log" if axes[3] else "linear", autorange=True)
+                self._drawn[""] = axes
+
+    # --- table ------------------------------------------------------------------------------------------------
+
+    def _rows(self, runs: list[ListedRun]) -> str:
+        if not runs:
+            return '<span class="wb-note">No runs yet. Press Run; several runs queue up and are drawn together.</span>'
+        name, named = self.metric.value, curves.labels(runs)
+        heads = [("", ""), ("run", ""), ("status", ""), ("steps", "wb-num"), (f"last {name}", "wb-num"),
+                 (f"best {name}", "wb-num"), ("time [s]", "wb-num"), ("key", ""), ("MLflow", "")]
+        if METRICS[name].better is None:
+            heads = [h for h in heads if not h[0].startswith("best")]
+        head = "".join(f'<th class="{c}">{html.escape(t)}</th>' for t, c in heads)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(self._row(r, name, named[r.key]) for r in runs)}</tbody></table>"
+
+    def _row(self, r: ListedRun, name: str, label: str) -> str:
+        last = r.metrics
+        steps = f"{r.progress.done}/{r.progress.total}" if r.progress else f"{last['step']:g}" if last else ""
+        link = f'<a href="{html.escape(r.url)}" target="_blank" rel="noopener">open</a>' if r.url else ""
+        cells = [("", swatch(r.number)), ("", html.escape(label)), ("", status_words(r)), ("wb-num", steps),
+                 ("wb-num", _figure(last.get(name)))]
+        if METRICS[name].better is not None:
+            cells.append(("wb-num", _figure(r.best(name))))
+        cells += [("wb-num", _figure(last.get("clock/wall_s"), ".1f")), ("", f"<code>{r.key}</code>"), ("", link)]
+        return "<tr>" + "".join(f'<td class="{c}">{t}</td>' for c, t in cells) + "</tr>"
+
+
+def status_words(r: ListedRun) -> str:
+    """Status and reason as HTML: the word, coloured where it matters, and why."""
+    status = r.status
+    why = "from the cache" if r.cached else r.reason
+    tone = TONES.get(status, "")
+    loud = tone if tone == "wb-bad" else ""
+    return f'<span class="{tone}">{status}</span>' + (f': <span class="{loud}">{html.escape(why)}</span>' if why else "")
+
+
+def swatch(number: int) -> str:
+    """The line of a run as it is in the figure."""
+    style = curves.style(number)
+    pattern = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3"}
+    return (f'<svg width="34" height="8" aria-hidden="true"><line x1="0" y1="4" x2="34" y2="4" stroke="{style.colour}" '
+            f'stroke-width="2.5" stroke-dasharray="{pattern[style.dash]}"/></svg>')
+
+
+def _figure(value: float | None, form: str = ".4g") -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,141 @@
+"""Choosing what to run: family, method, and a task of a kind that the method runs on."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as w
+
+from tracking.errors import UserError
+from workbench import registry
+from workbench.method import Method
+
+ALL = "all families"
+
+
+class Pickers:
+    """Three lists and what is said about the choice. ``changed`` is called after a person's choice of method or task."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed, self._quiet = changed, False
+        self._by_hand = False  # a task that a person chose stays when the method changes, if it can
+        style = {"description_width": "56px"}
+        self.family = w.Dropdown(description="Family", tooltip="field of the method", style=style)
+        self.method = w.Dropdown(description="Method", tooltip="algorithm to train with", style=style)
+        self.task = w.Dropdown(description="Task", tooltip="data set and model; only tasks that the method runs on", style=style)
+        self.about = w.HTML()
+        self.about.add_class("wb-about")
+        grid = w.Box([self.family, self.method, self.task])
+        grid.add_class("wb-grid")
+        self.box = w.VBox([grid, self.about])
+        families = sorted({e.family for e in registry.methods().values() if e.family})
+        self.family.options, self.family.value = [ALL, *families], ALL
+        self._list_methods()
+        self._list_tasks()
+        self.family.observe(self._on_family, names="value")
+        self.method.observe(self._on_method, names="value")
+        self.task.observe(self._on_task, names="value")
+
+    def choose(self, method: str | None, task: str | None) -> None:
+        """Set both without calling ``changed``; :class:`UserError` for an unknown name, or a task of a kind that is not run."""
+        entry = registry.method_entry(method or self.method.value)
+        if task is not None:
+            kind = registry.task_entry(task).literals.get("kind", "classification")
+            if kind not in kinds(entry):
+                raise UserError(f"Method {entry.id!r} runs on tasks of kind {', '.join(kinds(entry))}; {task!r} is of kind {kind}. "
+                                f"Take one of: {', '.join(tasks_of(entry)) or 'none is here'}.")
+        self._quiet = True
+        try:
+            if self.family.value not in (ALL, entry.family):
+                self.family.value = ALL
+                self._list_methods()
+            self.method.value = entry.id
+            self._list_tasks()
+            if task is not None:
+                self.task.value, self._by_hand = task, True
+        finally:
+            self._quiet = False
+        self._describe()
+
+    def _list_methods(self) -> None:
+        """Methods of the family; the one chosen stays when it is among them."""
+        entries = {e.id: e for e in registry.methods().values() if self.family.value in (ALL, e.family)}
+        before = self.method.value
+        self.method.options = [(e.title if e.title == e.id else f"{e.title} ({e.id})", e.id) for e in entries.values()]
+        self.method.value = before if before in entries else next(iter(entries), None)
+
+    def _list_tasks(self) -> None:
+        """Tasks of the right kind; the method's example unless a person has chosen another one that it runs on."""
+        if self.method.value is None:
+            self.task.options = []
+            return
+        entry, before = registry.method_entry(self.method.value), self.task.value if self._by_hand else None
+        names = tasks_of(entry)
+        self.task.options = names
+        self.task.value = next((t for t in (before, attribute(entry, "example").get("task"), *names) if t in names), None)
+        self._describe()
+
+    def _describe(self) -> None:
+        lines = []
+        if self.method.value is not None:
+            entry = registry.method_entry(self.method.value)
+            link = (f' <a href="{html.escape(entry.paper_url)}" target="_blank" rel="noopener">{html.escape(entry.paper)}</a>'
+                    if entry.paper_url else f" {html.escape(entry.paper)}")
+            lines.append(f"<b>{html.escape(entry.title)}.</b> {html.escape(entry.summary)}{link}")
+        if self.task.value is not None:
+            entry = registry.task_entry(self.task.value)
+            own = "" if entry.literals.get("embedded") else " Needs its data set: see <code>workbench data list</code>."
+            lines.append(f"<b>{html.escape(self.task.value)}.</b> {html.escape(entry.summary or entry.title)}{own}")
+        elif self.method.value is not None:
+            lines.append('<span class="wb-bad">No task of a kind that this method runs on.</span>')
+        else:
+            lines.append('<span class="wb-bad">No method is installed.</span>')
+        self.about.value = "<br>".join(lines)
+
+    def _on_family(self, _: Any) -> None:
+        if not self._quiet:
+            before, self._quiet = self.method.value, True
+            try:
+                self._list_methods()
+            finally:
+                self._quiet = False
+            if self.method.value != before:
+                self._on_method(None)
+
+    def _on_method(self, _: Any) -> None:
+        if not self._quiet:
+            self._quiet = True
+            try:
+                self._list_tasks()
+            finally:
+                self._quiet = False
+            self._changed()
+
+    def _on_task(self, _: Any) -> None:
+        if not self._quiet:
+            self._by_hand = True
+            self._describe()
+            self._changed()
+
+
+def attribute(entry: registry.Entry, name: str) -> Any:
+    """A class attribute of a method: from its file where it stands there, else from the imported class, which may inherit it."""
+    if name in entry.literals:
+        return entry.literals[name]
+    try:
+        return getattr(registry.load_method(entry.id), name)
+    except Exception:  # a file that cannot be imported is reported where its form would be
+        return getattr(Method, name)
+
+
+def kinds(entry: registry.Entry) -> tuple[str, ...]:
+    """The kinds of task that a method runs on."""
+    return tuple(attribute(entry, "kinds"))
+
+
+def tasks_of(entry: registry.Entry) -> list[str]:
+    """Ids of the tasks that a method runs on."""
+    mine = kinds(entry)
+    return [name for name, task in registry.tasks().items() if task.literals.get("kind", "classification") in mine]

@@ -1,0 +1,157 @@
+"""The study of AskewSGD: its runs as plain dictionaries, and the pictures of its mathematics.
+
+Figures of the paper (Leconte, Schechtman & Moulines, AISTATS 2023, PMLR 206:3644-3663, arXiv:2211.03741): Tables 2 to 4, Figure 1, section 5.
+Learning rates and schedules at the reduced profiles are ours, scaled from the paper's by the number of epochs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from workbench.methods.lowbit._levels import LEVELS
+from workbench.methods.lowbit.askewsgd import askew_direction
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Runs = list[dict[str, Any]]
+
+# test accuracy in percent, CIFAR-10, W1/A32, 100 epochs, five runs (paper, Table 2)
+PAPER_W1A32 = {"full_precision": "89.46 ± 0.07", "binaryconnect": "88.33 ± 0.29", "md_tanh": "88.13 ± 0.25", "proxquant": "88.22 ± 0.28",
+               "projected": "71.34 ± 0.46", "askewsgd": "88.98 ± 0.35"}
+# test loss x 1e-3 divided by the 200 test samples, 50 runs (paper, Table 4)
+PAPER_MOONS = {"full_precision": "2.045 ± 0.005", "binaryconnect": "2.32 ± 0.11", "adaste": "2.24 ± 0.10", "askewsgd": "2.11 ± 0.01",
+               "exhaustive": "2.1"}
+# test accuracy in percent, TinyImageNet, ResNet-18, 200 epochs (paper, low-bit table)
+PAPER_LOWBIT = {"full_precision": "56.46 ± 0.46", "luq 2bit": "54.14 ± 0.42", "luq 4bit": "55.69 ± 0.32", "askewsgd 2bit": "53.54 ± 0.28",
+                "askewsgd 4bit": "55.85 ± 0.30"}
+
+
+# --- runs -------------------------------------------------------------------------------------------------
+
+
+def convex(epochs: int, dim: int = 10) -> Runs:
+    """The convex toy: plain SGD for all, batch 1000.
+
+    The paper's rate 1 acts on a loss that is the batch's sum over 6000, so on the mean loss it is 1/6.
+    """
+    common = {"epochs": epochs, "batch_size": 1000, "base": "sgd", "momentum": 0.0, "lr": 1000 / 6000, "report_every": 1}
+    fixed_beta = {"a": 0.01, "b": 100.0, "b_growth": 1.0}
+    runs = [
+        {"method": "full_precision", "params": common},
+        {"method": "askewsgd", "params": {**common, "alpha": 0.1, "eps_warmup": epochs, "eps_decay": 0.96}},
+        {"method": "binaryconnect", "params": {**common, "mode": "stochastic"}},
+        {"method": "adaste", "params": {"epochs": epochs, "batch_size": 1000, "lr": 0.02, "momentum": 0.9, "lr_schedule": "steps",
+                                        "n_scale": "linear", "n_factor": 1.0, "report_every": 1, **fixed_beta}},
+    ]
+    return [{**r, "task": "logistic2d", "task_params": {"dim": dim}} for r in runs]
+
+
+def moons(epochs: int) -> Runs:
+    """Two moons: Adam with the paper's rates; 50 epochs, the interval annealed after 20 as in the authors' notebook."""
+    common = {"epochs": epochs, "batch_size": 100, "base": "adam"}
+    warmup = max(1, round(0.4 * epochs))
+    runs = [
+        {"method": "full_precision", "params": {**common, "lr": 0.1}},
+        {"method": "binaryconnect", "params": {**common, "lr": 1.0}},
+        {"method": "askewsgd", "params": {**common, "lr": 0.1, "alpha": 4.0, "eps_warmup": warmup, "eps_decay": 0.8}},
+        {"method": "adaste", "params": {"epochs": epochs, "batch_size": 100, "lr": 0.001, "lr_schedule": "steps", "n_scale": "linear",
+                                        "n_factor": 1.0, "a": 0.01, "b": 100.0, "b_growth": 1.0}},
+        {"method": "exhaustive", "params": {}},
+    ]
+    return [{**r, "task": "two_moons"} for r in runs]
+
+
+def w1a32(task: str, epochs: int, task_params: dict[str, Any]) -> Runs:
+    """Binary weights, real activations: six methods and the full-precision reference, all layers quantised.
+
+    The interval stays open for the first half and shrinks to the paper's final 0.0019 over the second; the rate is halved at
+    20 % and 40 % of the epochs.
+    """
+    half = max(1, epochs // 2)
+    decay = 0.0019 ** (1 / max(1, epochs - half - 1))
+    common = {"epochs": epochs, "batch_size": 100, "base": "adam", "lr_decay": 0.5,
+              "lr_decay_epochs": [max(1, epochs // 5), max(2, 2 * epochs // 5)], "bn_batches": 20, "eval_every": max(1, epochs // 20)}
+    runs = [
+        {"method": "full_precision", "params": {**common, "lr": 0.08 if epochs >= 50 else 0.02}},
+        {"method": "askewsgd", "params": {**common, "lr": 0.06, "alpha": 0.5, "eps_warmup": half, "eps_decay": decay}},
+        {"method": "binaryconnect", "params": {**common, "lr": 0.01}},
+        {"method": "proxquant", "params": {**common, "lr": 0.01, "reg_rate": 100 / epochs * 1e-2, "freeze_epoch": 0}},
+        {"method": "md_tanh", "params": {**common, "lr": 0.01}},
+        {"method": "adaste", "params": {k: v for k, v in common.items() if k != "base"}},
+        {"method": "projected", "params": {**common, "lr": 0.01}},
+    ]
+    return [{**r, "task": task, "task_params": task_params} for r in runs]
+
+
+def lowbit(task: str, epochs: int, task_params: dict[str, Any]) -> Runs:
+    """Two- and four-bit weights with four-bit activations: AskewSGD and LUQ beside full precision."""
+    half = max(1, epochs // 2)
+    common = {"epochs": epochs, "batch_size": 100, "base": "sgd", "momentum": 0.9, "lr": 0.05, "weight_decay": 1e-4, "lr_decay": 0.1,
+              "lr_decay_epochs": [max(1, epochs // 2), max(2, 3 * epochs // 4)], "bn_batches": 20, "eval_every": max(1, epochs // 20)}
+    runs: Runs = [{"method": "full_precision", "params": common}]
+    for weights in ("2bit", "4bit"):
+        quantised = {**common, "weights": weights, "scale": "sawb", "layers": "conv3x3", "activations": "4bit"}
+        decay = 0.0019 ** (1 / max(1, epochs - half - 1))
+        runs.append({"method": "askewsgd", "params": {**quantised, "alpha": 0.5, "eps_warmup": half, "eps_decay": decay}})
+        runs.append({"method": "luq", "params": {k: v for k, v in quantised.items() if k not in ("scale", "activations")}})
+    return [{**r, "task": task, "task_params": task_params} for r in runs]
+
+
+# --- pictures of the mathematics ----------------------------------------------------------------------------
+
+
+def potential(eps: float = 0.3) -> go.Figure:
+    """The constraint on a line: phi for binary levels, its bound eps, and the feasible intervals."""
+    import plotly.graph_objects as go
+
+    w = np.linspace(-1.35, 1.35, 541)
+    phi = np.where(np.abs(w) <= 1, (w**2 - 1) ** 2, (np.abs(w) - 1) ** 2)
+    fig = go.Figure([go.Scatter(x=w, y=phi, name="phi(w)", line={"color": "#0072B2"}),
+                     go.Scatter(x=w, y=np.full_like(w, eps), name=f"eps = {eps:g}", line={"color": "#D55E00", "dash": "dash"})])
+    inside = phi <= eps
+    edges = np.flatnonzero(np.diff(inside.astype(int)))
+    for a, b in zip(w[edges[::2]], w[edges[1::2]], strict=True):
+        fig.add_vrect(a, b, fillcolor="#009E73", opacity=0.18, line_width=0, annotation_text="feasible", annotation_position="top")
+    return fig.update_layout(title="The constraint: a weight must stay in an interval round a level", xaxis_title="latent weight w",
+                             yaxis_title="phi(w) = (w + 1)²(w − 1)² between the levels", template="plotly_white", height=340)
+
+
+def field(alpha: float, eps: float = 0.3, points: int = 19) -> go.Figure:
+    """Velocity field of the constrained dynamics on ``l(w) = ((w1 - .5)² + (w2 - .5)²)/3`` (paper, Figure 1)."""
+    import plotly.figure_factory as ff
+
+    grid = torch.linspace(-1.2, 1.2, points, dtype=torch.float64)
+    w1, w2 = torch.meshgrid(grid, grid, indexing="xy")
+    levels = torch.tensor(LEVELS["binary"], dtype=torch.float64)
+    v = [askew_direction(w, 2 * (w - 0.5) / 3, levels, eps, alpha, 1.0) for w in (w1, w2)]
+    # arrows are drawn at one length so that slow places can be read too
+    norm = torch.sqrt(v[0] ** 2 + v[1] ** 2).clamp_min(1e-9)
+    fig = ff.create_quiver(w1.flatten().tolist(), w2.flatten().tolist(), (v[0] / norm).flatten().tolist(), (v[1] / norm).flatten().tolist(),
+                           scale=0.09, arrow_scale=0.35, line={"color": "#0072B2", "width": 1.2}, name="direction")
+    low, high = float(np.sqrt(1 - np.sqrt(eps))), float(1 + np.sqrt(eps))
+    for a in ((-high, -low), (low, high)):
+        for b in ((-high, -low), (low, high)):
+            fig.add_shape(type="rect", x0=a[0], x1=a[1], y0=b[0], y1=b[1], line={"color": "#D55E00", "dash": "dash"})
+    fig.add_scatter(x=[0.5], y=[0.5], mode="markers", marker={"symbol": "x", "size": 11, "color": "#000000"}, name="minimum of l")
+    return fig.update_layout(title=f"Direction of movement, alpha = {alpha:g}, eps = {eps:g} (dashed: feasible set)", xaxis_title="w1",
+                             yaxis_title="w2", template="plotly_white", height=460, width=520, xaxis_range=[-1.3, 1.3], yaxis_range=[-1.3, 1.3])
+
+
+def limits(starts: int = 200, steps: int = 20_000, alpha: float = 0.5, eps: float = 0.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """End points of the fixed-eps iteration with steps ``0.5/k^0.6`` from random starts, and the KKT points by brute force.
+
+    Both are ``(n, 2)``; the loss is that of :func:`field`. The theorem says that the former lie on the latter.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    w = 2 * torch.rand(starts, 2, generator=generator, dtype=torch.float64) - 1
+    levels = torch.tensor(LEVELS["binary"], dtype=torch.float64)
+    for k in range(1, steps + 1):
+        w += 0.5 / k**0.6 * askew_direction(w, 2 * (w - 0.5) / 3, levels, eps, alpha, 1.0)
+    # on each feasible interval the one-dimensional quadratic has its minimum at the point nearest to 0.5
+    near, far = np.sqrt(1 - np.sqrt(eps)), np.sqrt(1 + np.sqrt(eps))
+    line = np.unique(np.round([np.clip(0.5, low, high) for low, high in ((near, far), (-far, -near))], 12))
+    return w.numpy(), np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)

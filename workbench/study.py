@@ -1,0 +1,240 @@
+"""A Study: the runs, tables, figures and claims of one paper, as one notebook.
+
+In a notebook::
+
+    study = Study("askewsgd", "AskewSGD: ...", parameters(globals(), StudyParameters))
+    accuracy = study.run(grid(["askewsgd", "binaryconnect"], "digits/mlp"))
+    study.claim(exceeds("AskewSGD is more accurate than BinaryConnect", "88.98 against 88.33", ...))
+    study.close()
+
+:func:`execute` runs such a notebook through papermill, prints the verdicts and says where everything is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tracking.address import home, tracking_uri
+from tracking.errors import UserError, unknown
+from tracking.folder import write_atomic
+from workbench.claims import Claim
+from workbench.params import Field, P, Params, from_text, parse
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+    from workbench.comparison import Comparison
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+PROFILES = ("smoke", "quick", "full")
+NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}  # what IPython itself puts into a notebook's namespace
+
+
+class StudyParameters(Params):
+    """The parameters cell of every study notebook."""
+
+    profile: Literal["smoke", "quick", "full"] = Field("quick", description="how much is run: seconds, minutes on two CPU cores, or the paper's scale on a GPU")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:<number>")
+    seeds: int = Field(0, ge=0, le=1000, description="seeds a configuration; 0 = the profile's own number")
+    tracking_uri: str = Field("", description="MLflow address; empty = $MLFLOW_TRACKING_URI or the project's SQLite file; off = none")
+
+
+def parameters(namespace: Mapping[str, Any], model: type[P] = StudyParameters) -> P:
+    """Check what the parameters cell and papermill left in a notebook's namespace, and return it typed.
+
+    Call it in the first cell after the parameters, with ``globals()``: every name in there is then a parameter, so
+    one that papermill injected under a misspelt name is an error here, although papermill only warns.
+    """
+    given = {name: value for name, value in namespace.items()
+             if not name.startswith("_") and name not in NOT_PARAMETERS and not isinstance(value, (types.ModuleType, type, types.FunctionType))}
+    return parse(model, given, "this notebook")
+
+
+class Study:
+    """Collects the evidence of a study. ``profile`` and the rest come from the notebook's checked parameters."""
+
+    def __init__(self, id: str, title: str, parameters: StudyParameters, *, paper: str = "") -> None:
+        self.id, self.title, self.paper, self.parameters = id, title, paper, parameters
+        self.key = f"{id}-{parameters.profile}"
+        self.folder = home() / "studies" / self.key
+        self.claims: list[Claim] = []
+        self.failures: list[str] = []
+        self._sections: list[Any] = []
+        self._runs: list[Any] = []
+
+    def choose(self, smoke: Any, quick: Any, full: Any) -> Any:
+        """The value for the profile in force."""
+        return {"smoke": smoke, "quick": quick, "full": full}[self.parameters.profile]
+
+    def seeds(self, smoke: int, quick: int, full: int) -> int:
+        """Number of seeds: the parameter, or else the profile's own."""
+        return self.parameters.seeds or self.choose(smoke, quick, full)
+
+    def run(self, runs: Iterable[Mapping[str, Any]], *, seeds: int, metric: str = "eval/accuracy", **options: Any) -> Comparison:
+        """Sweep over ``runs`` and seeds as children of this study; failures are listed in the study, never raised."""
+        from workbench.comparison import compare
+        from workbench.sweeps import sweep
+
+        p = self.parameters
+        result = sweep(runs, seeds=seeds, device=p.device, tracking=p.tracking_uri or None, experiment=self.id, parent=self.key,
+                       tags={"workbench.study": self.id, "workbench.profile": p.profile}, **options)
+        for job, reason in result.failures:
+            self.failures.append(f"{job['method']} on {job['task']}, seed {job.get('seed', 0)}: {reason}")
+        for ended in result.runs:
+            if ended.status != "finished":
+                self.failures.append(f"{ended.spec['method']} on {ended.spec['task']}, seed {ended.spec['seed']}: {ended.status}, {ended.reason}")
+        self._runs += result.runs
+        return compare(result.runs, metric=metric)
+
+    def show(self, item: plotly.graph_objects.Figure | pandas.DataFrame, heading: str, text: str = "") -> Any:
+        """Put a figure or a table into the report under a heading, and return it for the notebook to display."""
+        self._sections.append((heading, text, item))
+        return item
+
+    def claim(self, claim: Claim) -> None:
+        """Add a claim with its verdict."""
+        self.claims.append(claim)
+
+    def verdicts(self) -> pandas.DataFrame:
+        """The claims table: what the paper says, what was measured, the verdict and its rule."""
+        import pandas
+
+        return pandas.DataFrame([c.row() for c in self.claims]).rename_axis("no")
+
+    def values(self, metric: str, *, last: bool = True, **spec: Any) -> list[float]:
+        """One figure a seed: ``metric`` of the finished runs whose method, task or parameters match ``spec``; the last value, or the best."""
+        found = []
+        for r in self._runs:
+            facts = {**r.spec["task_params"], **r.spec["params"], **{k: r.spec[k] for k in ("method", "task", "seed", "device")}}
+            if r.status == "finished" and all(facts.get(k) == v for k, v in spec.items()):
+                value = r.metrics.get(metric) if last else r.best(metric)
+                if value is not None:
+                    found.append(value)
+        return found
+
+    def close(self) -> dict[str, str]:
+        """Write the report and ``summary.json``, log both to the study's MLflow run, and return where everything is."""
+        from tracking.report import report
+
+        links: dict[str, str] = {}
+        sections = [*self._sections]
+        if self.claims:
+            sections.insert(0, ("Claims", "Each claim of the paper with its own figure, ours, and the rule of the verdict.", self.verdicts()))
+        if self.failures:
+            sections.append(("Runs that did not finish", "\n".join(f"- {f}" for f in self.failures), None))
+        links["report"] = str(report(self.folder / "report.html", self.title, sections))
+        uri = tracking_uri(self.parameters.tracking_uri or None)
+        if uri:
+            links["mlflow"] = self._log(uri)
+        self._write_summary(links)
+        return links
+
+    def _write_summary(self, links: dict[str, str]) -> None:
+        summary = {"id": self.id, "title": self.title, "profile": self.parameters.profile, "links": links,
+                   "claims": [c.row() for c in self.claims], "failures": self.failures}
+        write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1))
+
+    def _log(self, uri: str) -> str:
+        """Log to the store; a store that cannot be reached costs the copy there, nothing here."""
+        from tracking.store import Store
+
+        try:
+            store = Store(uri)
+            verdicts = "\n".join(f"- **{c.verdict}**: {c.text} ({c.ours})" for c in self.claims)
+            run_id = store.study_run(self.key, self.id, f"{self.id} ({self.parameters.profile})", self.parameters.model_dump(),
+                                     {"workbench.study": self.id, "workbench.profile": self.parameters.profile},
+                                     f"# {self.title}\n\n{verdicts}")
+            self._write_summary({})
+            store.log_artifacts(run_id, [self.folder / "report.html", self.folder / "summary.json"])
+            store.finish(run_id, "failed" if self.failures and not self._runs else "finished")
+            return store.experiment_url(self.id)
+        except Exception as error:
+            return f"not logged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+# --- executing notebooks ------------------------------------------------------------------------------------
+
+
+def studies() -> list[dict[str, str]]:
+    """The study notebooks, the tour first: id, title, notebook."""
+    rows = []
+    for path in sorted(require_checkout().glob("*.ipynb")):
+        about = json.loads(path.read_text())["metadata"].get("workbench", {})
+        if "study" in about:
+            rows.append({"id": about["study"], "title": about["title"], "notebook": str(path)})
+    return sorted(rows, key=lambda row: (row["id"] != "tour", row["id"]))
+
+
+def execute(id: str, *, profile: str = "quick", parameters: Mapping[str, str] | None = None, output: Path | None = None) -> int:
+    """Execute a study's notebook through papermill; returns 0, or 1 when a cell failed.
+
+    ``parameters`` are texts as typed on a command line. The executed notebook, its HTML and the report lie in
+    ``<home>/studies/<id>-<profile>/``.
+    """
+    rows = {row["id"]: row for row in studies()}
+    if id not in rows:
+        raise unknown("study", id, rows)
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    given = {"profile": profile, **from_text(StudyParameters, parameters or {})}
+    checked = parse(StudyParameters, given, f"study {id!r}")
+    folder = home() / "studies" / f"{id}-{checked.profile}"
+    output = output or folder / f"{id}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").unlink(missing_ok=True)
+    failed = _papermill(Path(rows[id]["notebook"]), output, given)
+    if failed:
+        print(f"\nThe notebook stopped: {failed}\nSee {output}", file=sys.stderr)
+        return 1
+    _say(json.loads((folder / "summary.json").read_text()), output, _to_html(output))
+    return 0
+
+
+def _papermill(notebook: Path, output: Path, given: Mapping[str, Any]) -> str:
+    import papermill
+
+    try:
+        papermill.execute_notebook(str(notebook), str(output), parameters=dict(given), kernel_name="python3", cwd=str(notebook.parent),
+                                   progress_bar=sys.stderr.isatty(), log_output=False)
+    except papermill.exceptions.PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    return ""
+
+
+def _to_html(notebook: Path) -> Path:
+    """The executed notebook as a page."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
+    page = notebook.with_suffix(".html")
+    write_atomic(page, body)
+    return page
+
+
+def _say(summary: dict[str, Any], output: Path, page: Path) -> None:
+    """Print the verdict table and where to look."""
+    import textwrap
+
+    print(f"\n{summary['title']} ({summary['profile']} profile)\n")
+    for number, claim in enumerate(summary["claims"], 1):
+        print(f"  {number}. [{claim['verdict'].upper()}] " + textwrap.fill(claim["text"], 100, subsequent_indent="     "))
+        print(f"     paper: {claim['paper']}\n     ours:  {claim['ours']}\n     rule:  {claim['how']}")
+    for failure in summary["failures"]:
+        print(f"  ! {failure}")
+    print(f"\n  executed notebook  {output}\n  as a page          {page}\n  report             {summary['links']['report']}")
+    if "mlflow" in summary["links"]:
+        print(f"  MLflow             {summary['links']['mlflow']}  (start the server with `make ui`)")
+
+
+def require_checkout() -> Path:
+    """The notebooks folder of the source checkout."""
+    if not NOTEBOOKS.is_dir():
+        raise UserError("The study notebooks are part of the source checkout: clone the project and install it with `pip install -e`.")
+    return NOTEBOOKS
