@@ -28,9 +28,10 @@ class Home:
             up_bytes=None, seconds=1.0, params=None, task_params=None, budget=None, created=None):
         self.count += 1
         folder = RunFolder(self.path / "journals" / f"{self.count:016x}")
-        spec = {"method": method, "task": task, "params": {"epochs": len(accuracy), "lr": 0.1, **(params or {})}, "task_params": task_params or {},
-                "seed": seed, "device": "cpu", "threads": threads, "budget": budget or {}, "code": code}
-        folder.write_run({"key": folder.path.name, "name": f"{method} {task} s{seed}", "spec": spec, "tags": {"workbench.hardware": hardware},
+        spec = {"method": method, "task": task, "params": {"epochs": len(accuracy), "lr": 0.1, **(params or {})},
+                "task_params": task_params or {}, "seed": seed, "device": "cpu", "threads": threads, "budget": budget or {}, "code": code}
+        folder.write_run({"key": folder.path.name, "name": f"{method} {task} s{seed}", "spec": spec,
+                          "tags": {"workbench.hardware": hardware},
                           "provenance": {"python": "3.11", "torch": "2.11", "commit": "abc123"}, "created": created or 1e9 + self.count})
         with Journal(folder.journal_path) as journal:
             for epoch, value in enumerate(accuracy, 1):
@@ -54,7 +55,9 @@ def home(tmp_path):
 @pytest.fixture
 def two(home):
     """Two methods, three seeds each; the last value is not always the best one."""
-    for seed, (a, b) in enumerate([([0.5, 0.9, 0.88], [0.4, 0.6, 0.7]), ([0.6, 0.9, 0.91], [0.5, 0.7, 0.72]), ([0.4, 0.8, 0.92], [0.3, 0.5, 0.69])]):
+    dense = [[0.5, 0.9, 0.88], [0.6, 0.9, 0.91], [0.4, 0.8, 0.92]]
+    binary = [[0.4, 0.6, 0.7], [0.5, 0.7, 0.72], [0.3, 0.5, 0.69]]
+    for seed, (a, b) in enumerate(zip(dense, binary, strict=True)):
         home.run("dense", a, seed=seed, up_bytes=1000, seconds=2.0 + seed)
         home.run("binary", b, seed=seed, up_bytes=30, seconds=1.0 + seed)
     return home

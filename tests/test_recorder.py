@@ -253,7 +253,7 @@ ACTIONS = st.lists(st.one_of(
 @given(ACTIONS)
 @settings(max_examples=150, deadline=None)
 def test_every_point_once_whatever_happens(tmp_path_factory, actions):
-    """Reports, batches, broken connections, crashes, resumes and lost cursors in any order: each point is there once."""
+    """Reports, batches, broken connections, crashes, resumes, lost cursors in any order: each point is there once."""
     home = tmp_path_factory.getbasetemp() / "model"
     shutil.rmtree(home, ignore_errors=True)
     folder, store = make_run(home), ModelStore()

@@ -118,6 +118,18 @@ def die_at(event: int, path: str, uri: str, batch: int) -> None:
     shipper.finish()
 
 
+def die_in_schema(uri: str) -> None:
+    """Open a store that does not exist yet, and be killed when half its tables are made."""
+    from mlflow.store.db import utils
+
+    def die(engine: Any) -> None:
+        assert engine.connect().exec_driver_sql("select count(*) from sqlite_master").scalar() > 0
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    utils._upgrade_db = die
+    Store(uri)
+
+
 def record_two(paths: list[str], uri: str, gate: Any, lines: int) -> None:
     """Two runs of one process, reporting at once."""
     from tracking.recorder import Recorder

@@ -44,6 +44,12 @@ def public_uri(uri: str) -> str:
     return uri if "@" not in parts.netloc else urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+def scrub(text: str, uri: str) -> str:
+    """``text`` without the user name and password of ``uri``: clients quote the whole address in their errors."""
+    user = urlsplit(uri).netloc.rpartition("@")[0]
+    return text.replace(f"{user}@", "") if user else text
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite address, else ``None``."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

@@ -77,6 +77,8 @@ class Levels:
         levels = np.frombuffer(payload, "<f4", count=count, offset=start + 2)
         width, n = index_width(count), math.prod(shape)
         packed = np.frombuffer(payload, np.uint8, offset=start + 2 + 4 * count)
+        if packed.size != -(-n * width // 8):  # unpackbits would make up what is missing
+            raise ValueError(f"The payload holds {packed.size} bytes of indices; {n} values of {width} bits were sent.")
         bits = np.unpackbits(packed, count=n * width, bitorder="little").reshape(n, width)
         index = (bits << np.arange(width, dtype=np.uint8)).sum(1, dtype=np.int64)
         return torch.from_numpy(levels[index].copy()).reshape(shape)

@@ -6,16 +6,16 @@ apart by colour *and* by dash, marker or hatching, and carries a description in 
 
 from __future__ import annotations
 
-import hashlib
 import html
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tracking.errors import UserError
 from tracking.metrics import METRICS
 from tracking.metrics import metric as declared
 from tracking.statistics import curve, direction, on_grid, pareto
+from tracking.styles import COLOURS, INK, Style, style_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,53 +25,6 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 2000
 """Points a trace, at most: beyond, browsers grow slow and nobody sees more."""
-
-INK = "#767676"
-"""Text colour with a contrast of 4.5 : 1 or more on both white and black."""
-
-# Okabe & Ito's colour-blind-safe palette; its black and yellow vanish on one of the two backgrounds, grey stands in for black
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-_HATCHES = ("", "/", "x", "-", "\\", "|", "+", ".")
-_SLOTS = 168  # least common multiple of 7, 6 and 8: as many different looks
-
-
-class Style(NamedTuple):
-    """How a method looks: colour, and a second cue for lines, points and bars."""
-
-    colour: str
-    dash: str
-    marker: str
-    hatch: str
-
-
-def style_of(names: Iterable[str]) -> dict[str, Style]:
-    """A distinct style for each name. The first word of a name is its method, the rest tells its variants apart.
-
-    A method has a preferred style that depends on its name alone, so it looks the same in every figure; only where two methods of one
-    figure clash does the later one of the alphabet move on. Variants of a method share its colour and differ in the second
-    cue, unless there is one method only: then they differ in both. For the same look in several figures, ask once with all names.
-    """
-    names = list(dict.fromkeys(names))
-    methods = sorted({n.split(" ")[0] for n in names})
-    slots: dict[str, int] = {}
-    for method in methods:
-        slot = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=4).digest(), "big") % _SLOTS
-        used = {s % len(_COLOURS) for s in slots.values()}
-        while (slot % len(_COLOURS) in used) if len(used) < len(_COLOURS) else (slot in slots.values()):
-            slot = (slot + 1) % _SLOTS
-        slots[method] = slot
-    styles = {}
-    for name in names:
-        method = name.split(" ")[0]
-        variant = [n for n in names if n.split(" ")[0] == method].index(name)
-        cue = slots[method] + variant
-        colour = cue if len(methods) == 1 else slots[method]
-        styles[name] = Style(_COLOURS[colour % len(_COLOURS)], _DASHES[cue % len(_DASHES)], _MARKERS[cue % len(_MARKERS)],
-                             _HATCHES[cue % len(_HATCHES)])
-    return styles
-
 
 def thin(y: ArrayLike, limit: int = MAX_POINTS) -> np.ndarray:
     """Indices of at most ``limit`` (4 or more) values that keep the ends and, of each stretch between, its lowest and highest."""
@@ -115,14 +68,14 @@ def curves(
 
     styles = styles or style_of(groups)
     figure = go.Figure()
-    for name, frames in groups.items():
-        seeds = [c for c in (curve(f, metric, axis) for f in frames) if len(c[0])]
-        table = on_grid(seeds, level=level)
-        shape = "linear" if all(len(x) == len(table) for x, _ in seeds) else "hv"
-        table = table[(table.n == len(seeds)) & ((table.x > 0) | (not log_x)) & ((table["mean"] > 0) | (not log_y))]
+    seeds = {name: [c for c in (curve(f, metric, axis) for f in frames) if len(c[0])] for name, frames in groups.items()}
+    tables = {name: on_grid(own, level=level) for name, own in seeds.items()}
+    together = all(len(x) == len(tables[name]) for name, own in seeds.items() for x, _ in own)
+    for name, table in tables.items():
+        n = len(seeds[name])
+        table = table[(table.n == n) & ((table.x > 0) | (not log_x)) & ((table["mean"] > 0) | (not log_y))]
         if len(table):
-            table = table.iloc[thin(table["mean"])]
-            _add_curve(figure, f"{name} (n={len(seeds)})", table, styles[name], shape, log_y)
+            _add_curve(figure, f"{name} (n={n})", table.iloc[thin(table["mean"])], styles[name], "linear" if together else "hv", log_y)
     if not figure.data:
         raise UserError(f"No run reports {metric} along {axis}{' at a positive value' if log_x or log_y else ''}: nothing to draw. "
                         f"Reported: {', '.join(sorted({c for fs in groups.values() for f in fs for c in f if c in METRICS}))}.")
@@ -210,13 +163,13 @@ def histogram(groups: Mapping[str, ArrayLike], *, quantity: str = "weight", unit
     caption = f"Share of {quantity} values in each of {bins} equal bins, n values a group."
     figure.update_layout(_layout(title or f"distribution of {quantity}", note, caption, len(arrays)))
     figure.update_xaxes(title_text=_text(f"{quantity} [{unit}]" if unit else quantity))
-    figure.update_yaxes(title_text="share [fraction]", type="log" if log_y else "linear")
+    figure.update_yaxes(title_text="share [fraction]", type="log" if log_y else "linear", exponentformat="power")
     return figure
 
 
 def bars_with_intervals(rows: pandas.DataFrame, metric: str, *, title: str | None = None, note: str = "",
                         styles: Mapping[str, Style] | None = None) -> Figure:
-    """A bar for each row, from zero, with its interval and its figure in print.
+    """A bar for each row, from zero, with its interval, and its figure in print below.
 
     ``rows`` has the columns ``method``, ``n``, the metric and, where known, its half-width as ``"<metric> ±"``.
     """
@@ -231,9 +184,9 @@ def bars_with_intervals(rows: pandas.DataFrame, metric: str, *, title: str | Non
         style, half = styles[row["method"]], _error(row.get(f"{metric} ±"))
         shown = f"{row[metric]:.4g}" + (f" ± {half['array'][0]:.2g}" if half else "")
         figure.add_trace(go.Bar(
-            x=[_text(f"{row['method']} (n={row['n']})")], y=[row[metric]], error_y=half, name=_text(row["method"]), showlegend=False,
-            marker={"color": style.colour, "pattern": {"shape": style.hatch, "fgcolor": "white", "solidity": 0.25}},
-            text=[shown], textposition="outside", hoverinfo="skip"))
+            x=[f"{_text(row['method'])} (n={row['n']})<br>{shown}"], y=[row[metric]], error_y=half, name=_text(row["method"]),
+            marker={"color": style.colour, "pattern": {"shape": style.hatch, "bgcolor": style.colour, "fgcolor": "white",
+                                                       "solidity": 0.2}}, hoverinfo="skip"))
     caption = f"{declared(metric).description.capitalize()} ({metric}), mean over n seeds; bars: t interval."
     figure.update_layout(_layout(title or metric, note, caption, 0))
     figure.update_yaxes(_axis(metric, False), rangemode="tozero")
@@ -262,7 +215,7 @@ def data_of(figure: Figure) -> pandas.DataFrame:
 def _layout(title: str, note: str, caption: str, entries: int) -> dict[str, Any]:
     return {
         "title": {"text": _text(title), "subtitle": {"text": _text(note)}, "x": 0, "xref": "paper"}, "meta": {"caption": caption},
-        "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(_COLOURS),
+        "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(COLOURS),
         "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13}, "height": 430 + 20 * max(0, entries - 3),
         "margin": {"l": 70, "r": 20, "t": 80 if note else 60, "b": 60}, "hovermode": "closest",
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}, "showlegend": entries > 0,
@@ -288,7 +241,7 @@ def _faded(colour: str, opacity: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return html.unescape(value) if isinstance(value, str) else value
+    return html.unescape(value.replace("<br>", ": ")) if isinstance(value, str) else value
 
 
 def _text(words: Any) -> str:

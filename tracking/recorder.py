@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from tracking.folder import RunFolder
-from tracking.shipping import Shipper
+from tracking.shipping import Shipper, one_line
 from tracking.store import REMOTE_CONTROLS, public_uri
 
 log = logging.getLogger(__name__)
@@ -146,8 +146,7 @@ class Recorder:
         self._unanswered = None
 
     def _trouble(self, problem: Exception) -> None:
-        text = str(problem).strip().partition("\n")[0] or type(problem).__name__
-        self.error = text[:300]
+        self.error = one_line(problem, self.uri)
         if not self._warned:
             self._warned = True
             log.warning("Tracking is late, the run goes on and its journal has everything (%s).", self.error)

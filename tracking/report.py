@@ -192,7 +192,8 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3re
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--paper); padding: .4rem; }
 code { font-family: ui-monospace, monospace; font-size: .9em; background: var(--stripe); padding: .1em .3em; border-radius: 3px; }
-.wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; min-width: 24rem; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; min-width: 24rem;
+  font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--line); white-space: normal; vertical-align: bottom; } tbody th { font-weight: 600; }

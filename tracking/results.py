@@ -93,12 +93,12 @@ def _check(row: Mapping[str, Any], number: int) -> dict[str, Any]:
             raise UserError(f"{where}: {name} = {row[name]!r} is refused. Allowed: text.")
     if row["profile"] not in PROFILES:
         raise unknown("profile", row["profile"], PROFILES)
-    n = row["n"]
-    if isinstance(n, bool) or int(n) != n or n < 1:
-        raise UserError(f"{where}: n = {n!r} is refused. Allowed: whole number, 1 <= x.")
+    n = _number(row["n"], where, "n")
+    if not n.is_integer() or n < 1:
+        raise UserError(f"{where}: n = {row['n']!r} is refused. Allowed: whole number, 1 <= x.")
     row |= {"n": int(n), "mean": _number(row["mean"], where, "mean"), "unit": _unit(row, where)}
     if ("half_width" in row) != (n > 1):
-        fault = "one run has no interval; leave half_width out." if n == 1 else f"a mean over n = {n} needs its half_width."
+        fault = "one run has no interval; leave half_width out." if n == 1 else f"a mean over n = {n:g} needs its half_width."
         raise UserError(f"{where}: {fault}")
     if "half_width" in row:
         row["half_width"] = _number(row["half_width"], where, "half_width")

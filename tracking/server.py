@@ -13,10 +13,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from tracking.address import available, experiments_url, lock_path, public_uri, sqlite_path, tracking_uri
+from tracking.address import available, experiments_url, public_uri, sqlite_path, tracking_uri
 from tracking.address import home as default_home
 from tracking.errors import UserError
-from tracking.folder import held
+from tracking.store import Store
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -47,10 +47,11 @@ def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
                "--backend-store-uri", address, "--artifacts-destination", str(root / "artifacts")]
     database = sqlite_path(address)
-    fresh = database is not None and not database.exists()
-    # a fresh database is made by one process: recorders that start meanwhile wait for the server to have made it
+    if database is not None and not database.exists():
+        say("Making the database …")
+        Store(address)  # whole or not at all, also when a run makes it at the same moment
     log = root / f"server-{port}.log"
-    with held(lock_path(address), 60.0) if fresh else contextlib.nullcontext(), open(log, "wb") as output:
+    with open(log, "wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=root,
                                    env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True)
         try:

@@ -16,7 +16,7 @@ import os
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from tracking.address import public_uri
+from tracking.address import public_uri, scrub
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder, held
 from tracking.journal import read
@@ -195,6 +195,12 @@ class Shipper:
     def _save(self) -> None:
         self.folder.write_cursors({**self.folder.read_cursors(), self._where: self._cursor})
         self._saved = True
+
+
+def one_line(problem: Exception, uri: str) -> str:
+    """A store's trouble for a message: the first line, not too long, without the address's password."""
+    text = scrub(str(problem), uri).strip().partition("\n")[0] or type(problem).__name__
+    return text if len(text) <= 240 else text[:240] + " …"
 
 
 def _points(entry: Any) -> list[Point]:

@@ -71,12 +71,17 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.client = _client(uri)
         self._experiments: dict[str, str] = {}
-        if sqlite_path(uri) is not None:
-            # the first to come creates the schema, in steps; a second process must not meet it half made
+        database = sqlite_path(uri)
+        if database is not None and not database.exists():
+            # MLflow makes its tables in many steps, and neither a second process nor a kill may come in between
             with self._machine_lock():
-                self.client.search_experiments(max_results=1)
+                if not database.exists():
+                    new = database.with_name(f"{database.name}.new")
+                    new.unlink(missing_ok=True)
+                    _client(f"sqlite:///{new}").search_experiments(max_results=1)
+                    new.replace(database)
+        self.client = _client(uri)
 
     @contextlib.contextmanager
     def _machine_lock(self) -> Iterator[None]:
@@ -209,7 +214,7 @@ class Store:
         """Whether the store has a value of ``key`` at this step and time."""
         return any(m.step == step and m.timestamp == time_ms for m in self.client.get_metric_history(run_id, key))
 
-    def count_reports(self, run_id: str, reports: Iterable[tuple[int, Iterable[str]]]) -> int:
+    def count_reports(self, run_id: str, reports: Iterable[tuple[int, list[str]]]) -> int:
         """How many leading reports, given as (step, metric names), the store has.
 
         For a run whose cursor was lost. Only steps are compared: a resumed run has reported again at another time.
@@ -219,18 +224,14 @@ class Store:
         there: dict[str, Counter[int]] = {}
         count = 0
         for step, keys in reports:
-            keys = list(keys)
-            for key in keys:
-                if key not in there:
-                    there[key] = Counter(m.step for m in self.client.get_metric_history(run_id, key))
+            for key in set(keys) - there.keys():
+                there[key] = Counter(m.step for m in self.client.get_metric_history(run_id, key))
             if not all(there[key][step] for key in keys):
                 break
             for key in keys:
                 there[key][step] -= 1
             count += 1
         return count
-
-    # -- status, control, artifacts ----------------------------------------------------------------------------
 
     def finish(self, run_id: str, status: str, reason: str = "", time_ms: int | None = None) -> None:
         """Set the run's status: finished, failed, stopped, diverged, or running and paused for one that goes on.
@@ -273,8 +274,6 @@ class Store:
                 self.client.log_artifacts(run_id, str(path))
             else:
                 self.client.log_artifact(run_id, str(path))
-
-    # -- links -------------------------------------------------------------------------------------------------
 
     def run_url(self, run_id: str, experiment: str) -> str:
         """Deep link to a run of experiment ``experiment`` (a name)."""

@@ -13,7 +13,7 @@ from typing import Any
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder, held
 from tracking.journal import read
-from tracking.shipping import Shipper
+from tracking.shipping import Shipper, one_line
 from tracking.store import Store, home, public_uri, tracking_uri
 
 STORE_FOLDERS = {"artifacts", "mlartifacts", "mlruns"}  # a store's own files, with copies of run.json among them
@@ -46,7 +46,7 @@ def sync(home: str | os.PathLike[str] | None = None, uri: str | None = None,
     except UserError:
         raise
     except Exception as problem:
-        raise UserError(f"The store at {public_uri(address)} cannot be used: {_line(problem)}") from problem
+        raise UserError(f"The store at {public_uri(address)} cannot be used: {one_line(problem, address)}") from None
     return [_sync_one(folder, address, store) for folder in found]
 
 
@@ -85,7 +85,7 @@ def _sync_one(folder: RunFolder, uri: str, store: Store) -> dict[str, Any]:
                 row["status"], row["note"] = "failed", ABANDONED
             _ship(Shipper(folder, uri, store), row)
     except Exception as problem:
-        row["note"] = _line(problem)
+        row["note"] = one_line(problem, uri)
     return row
 
 
@@ -109,7 +109,3 @@ def _last_sign(folder: RunFolder) -> float:
     """When the run last showed that it was alive, in Unix seconds."""
     times = [entry.time_ms / 1000 for entry in read(folder.journal_path)][-1:]
     return times[0] if times else folder.read_status()["time"]
-
-
-def _line(problem: Exception) -> str:
-    return str(problem).strip().partition("\n")[0] or type(problem).__name__

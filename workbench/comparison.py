@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SIGNIFICANCE = 0.05
 COSTS = [m.name for m in METRICS.values() if m.name.split("/")[0] in ("clock", "comm", "energy", "memory", "compute")]
 AXES = ["train/epoch", *(name for name in COSTS if METRICS[name].cumulative)]
-TEST = (f"Student t intervals at 95 % over the seeds. Difference to the best mean (of two runs or more): Welch's t-test, Holm-adjusted within a setting, "
-        f"level {SIGNIFICANCE:g}.")
+TEST = ("Student t intervals at 95 % over the seeds. Difference to the best mean (of two runs or more): Welch's t-test, "
+        f"Holm-adjusted within a setting, level {SIGNIFICANCE:g}.")
 
 
 def compare(
@@ -107,9 +107,9 @@ class Comparison:
         """One row a group, best first; absent is NaN.
 
         Columns: ``method``, ``task``, ``n``; ``final`` and ``best`` value of the metric (the best of a run is chosen on the data it is
-        measured on, so it flatters); ``difference`` to the best of two runs or more, with its adjusted ``p`` and a ``mark`` in words; with ``target``, what
-        it cost to reach it on every axis reported and how many seeds did; costs at the end of the run; ``hardware``. A column
-        that ends in ``±`` is the half-width of the one before.
+        measured on, so it flatters); ``difference`` to the best of two runs or more, with its adjusted ``p`` and a ``mark`` in words;
+        with ``target``, what it cost to reach it on every axis reported and how many seeds did; costs at the end of the run;
+        ``hardware``. A column that ends in ``±`` is the half-width of the one before.
         """
         import pandas
 

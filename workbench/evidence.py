@@ -43,8 +43,8 @@ def _result(c: Comparison, target: float | None) -> list[Table]:
     table = c.shown(target)
     first = [n for n in table if n in ("method", "task", "n", "difference", "p", "mark") or n.startswith(("final ", "best "))]
     rest = [n for n in table if n not in first]
-    cost = "Costs at the end of the run" + (f", and up to {c.metric} {target:g} (absent unless every seed reaches it)" if target is not None else "")
-    return [Table(table[first], TEST), Table(table[["method", *rest]], cost + ".")]
+    reached = f", and up to {c.metric} {target:g} (absent unless every seed reaches it)" if target is not None else ""
+    return [Table(table[first], TEST), Table(table[["method", *rest]], f"Costs at the end of the run{reached}.")]
 
 
 def _drawn(draw: Callable[..., Figure], calls: Iterable[tuple[str, ...]]) -> list[Figure]:

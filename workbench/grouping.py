@@ -98,7 +98,8 @@ class Group:
 def machine(run: Run) -> str:
     """What a run computed on, in words."""
     threads = run.spec.get("threads", 0)
-    return run.folder.read_run()["tags"].get("workbench.hardware", "unknown hardware") + (f", {threads} threads" if threads else "")
+    name = run.folder.read_run()["tags"].get("workbench.hardware", "unknown hardware")
+    return f"{name}, {threads} thread{'s' * (threads > 1)}" if threads else name
 
 
 def facts(run: Run) -> dict[str, Any]:

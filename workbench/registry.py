@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 PLUGINS = "workbench_plugins."
-_importing = threading.Lock()
+_importing, _parsing = threading.Lock(), threading.Lock()
 _as_imported: dict[Path, str] = {}
 # contract files that hold words and no mathematics: a change to them makes no result stale
 WORDS_ONLY = {"workbench.params", "tracking.errors", "tracking.metrics"}
@@ -116,7 +116,7 @@ def code_version(*entries: Entry) -> str:
             continue
         seen[name] = file.read_bytes()
         _refuse_edited(name, file, seen[name])
-        for imported in _imports(name, file):
+        for imported in _imports(name, seen[name]):
             if imported not in seen and imported not in WORDS_ONLY and (path := _project_file(imported)):
                 todo.append((imported, path))
     digest = hashlib.sha256()
@@ -160,7 +160,7 @@ def _files() -> Iterator[tuple[str, Path]]:
 @lru_cache(maxsize=1024)
 def _scan(module: str, file: Path, source: bytes) -> tuple[Entry, ...]:
     try:
-        tree = ast.parse(source)
+        tree = _parse(source)
     except SyntaxError as error:
         raise UserError(f"{file}, line {error.lineno}: {error.msg}. Mend the file, or move it out of the folder.") from None
     except ValueError as error:  # null bytes, in Python 3.11
@@ -233,16 +233,22 @@ def _refuse_edited(name: str, file: Path, source: bytes) -> None:
         raise UserError(f"{file} was edited after this process imported it. Restart the kernel (or the process) to run the new code.")
 
 
-def _imports(module: str, file: Path) -> set[str]:
+@lru_cache(maxsize=1024)
+def _imports(module: str, source: bytes) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(_parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = module.split(".")[:-node.level] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
+
+
+def _parse(source: bytes) -> ast.Module:
+    with _parsing:  # in Python 3.11 two threads that parse at once can raise SystemError
+        return ast.parse(source)
 
 
 def _project_file(module: str) -> Path | None:

@@ -103,6 +103,8 @@ class RunHandle:
     name: str
     folder: RunFolder
     control: Control
+    computed: threading.Event = field(default_factory=threading.Event)
+    """Set when the computing is over; the shipping to MLflow may still go on until :meth:`wait` returns."""
     _thread: threading.Thread = field(init=False)
     _result: Run | None = field(init=False, default=None)
     _error: BaseException | None = field(init=False, default=None)
@@ -191,19 +193,21 @@ def run(
     job = resolve(method, task, params, task_params=task_params, seed=seed, device=device, threads=threads, budget=budget)
     uri = _store_uri(tracking)
     folder = RunFolder(runs_root() / job.spec.key)
-    control = Control()
+    handle = RunHandle(job.spec.name, folder, Control())
 
     def work() -> Run:
-        return _execute(job, folder, control, fresh=fresh, progress=progress and wait, uri=uri,
-                        experiment=experiment, parent=parent, tags=dict(tags or {}), observer=observer, checkpoint_s=checkpoint_s)
+        try:
+            return _execute(job, handle, fresh=fresh, progress=progress and wait, uri=uri, experiment=experiment, parent=parent,
+                            tags=dict(tags or {}), observer=observer, checkpoint_s=checkpoint_s)
+        finally:
+            handle.computed.set()
 
     if wait:
-        with signals(control):
+        with signals(handle.control):
             ended = work()
         if ended.status == "failed":
             raise RunFailed(f"{job.spec.name} failed: {ended.reason} (traceback: {folder.error_path})")
         return ended
-    handle = RunHandle(job.spec.name, folder, control)
 
     def target() -> None:
         try:
@@ -228,10 +232,11 @@ def _store_uri(tracking: str | None) -> str | None:
     return None
 
 
-def _execute(job: Job, folder: RunFolder, control: Control, *, fresh: bool, progress: bool, uri: str | None, experiment: str,
-             parent: str | None, tags: dict[str, str], observer: Observer | None, checkpoint_s: float | None) -> Run:
+def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: str | None, experiment: str, parent: str | None,
+             tags: dict[str, str], observer: Observer | None, checkpoint_s: float | None) -> Run:
     from workbench.engine import CHECKPOINT_S, Loop, prepare
 
+    folder, control = handle.folder, handle.control
     with folder.lock():
         before = folder.read_status()
         finished = before is not None and before["status"] == "finished" and not fresh
@@ -257,6 +262,7 @@ def _execute(job: Job, folder: RunFolder, control: Control, *, fresh: bool, prog
         finally:
             if bar:
                 bar(None)
+            handle.computed.set()
             url = _ship(recorder) if recorder else None
         return Run(folder, status, reason, url=url)
 

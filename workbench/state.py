@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 PLAIN = (bool, int, float, str, bytes, type(None))
-_NUMPY, _SCALAR, _LIVE = "__numpy__", "__numpy_scalar__", "__live__"
+_NUMPY, _SCALAR, _BYTES, _LIVE = "__numpy__", "__numpy_scalar__", "__bytes__", "__live__"
 
 
 def snapshot(value: Any) -> Any:
@@ -37,6 +37,8 @@ def snapshot(value: Any) -> Any:
         # a copy where torch could not share the memory: strides, byte order, no right to write
         array = np.require(value, value.dtype.newbyteorder("="), ["C", "W"])
         return {_NUMPY if isinstance(value, np.ndarray) else _SCALAR: torch.from_numpy(array)}
+    if type(value) is bytes:  # counts as memory, and torch refuses to load an empty one
+        return {_BYTES: torch.from_numpy(np.frombuffer(value, np.uint8).copy())}
     if isinstance(value, Mapping):
         return {_key(k): snapshot(v) for k, v in value.items()}
     if isinstance(value, tuple):
@@ -78,7 +80,7 @@ def restore(value: Any, tree: Any) -> Any:
         restored = {k: restore(value[k], v) if k in value else _plain(v) for k, v in tree.items()}
         value.clear()  # in place: a defaultdict or a Counter stays one
         value.update(restored)
-    elif isinstance(value, (list, tuple)) and isinstance(tree, (list, tuple)) and len(value) == len(tree):
+    elif isinstance(value, (list, tuple)) and type(tree) is (list if isinstance(value, list) else tuple) and len(value) == len(tree):
         items = [restore(v, t) for v, t in zip(value, tree, strict=True)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     else:
@@ -87,14 +89,15 @@ def restore(value: Any, tree: Any) -> Any:
 
 
 def _plain(tree: Any) -> Any:
-    """Undo the encodings of what can be made anew: NumPy arrays and scalars."""
+    """Undo the encodings of what can be made anew: NumPy arrays and scalars, bytes."""
     if isinstance(tree, dict):
         code = _encoded(tree)
         if code == _LIVE:
             raise TypeError("A State holds a module, an optimiser or a generator that the method's init did not build, so it "
                             "cannot be resumed: build it there.")
         if code:
-            return tree[code].numpy() if code == _NUMPY else tree[code].numpy()[()]
+            array = tree[code].numpy()
+            return array if code == _NUMPY else array.tobytes() if code == _BYTES else array[()]
         return {k: _plain(v) for k, v in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(_plain(v) for v in tree)
@@ -103,7 +106,7 @@ def _plain(tree: Any) -> Any:
 
 def _encoded(tree: dict) -> str | None:
     """Which encoding a dictionary of a snapshot is, ``None`` when it is a dictionary."""
-    return next(iter(tree)) if len(tree) == 1 and next(iter(tree)) in (_NUMPY, _SCALAR, _LIVE) else None
+    return next(iter(tree)) if len(tree) == 1 and next(iter(tree)) in (_NUMPY, _SCALAR, _BYTES, _LIVE) else None
 
 
 def tensors(tree: Any) -> Iterator[torch.Tensor]:

@@ -12,10 +12,13 @@ In a notebook::
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import textwrap
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,7 +97,7 @@ class Study:
 
     def show(self, item: plotly.graph_objects.Figure | pandas.DataFrame, heading: str, text: str = "") -> Any:
         """Put a figure or a table into the report under a heading, and return it for the notebook to display."""
-        self._sections.append((heading, text, item))
+        self._sections.append((heading, text, item) if text else (heading, item))
         return item
 
     def claim(self, claim: Claim) -> None:
@@ -118,17 +121,51 @@ class Study:
                     found.append(value)
         return found
 
+    def image_task(self, dataset: str, model: str, sizes: dict[str, Any], stand_in: str) -> tuple[str, dict[str, Any]]:
+        """Task id and task parameters for a data set where it can be had, else for the embedded ``stand_in``, which the report then says."""
+        from workbench import data
+
+        try:
+            data.load(dataset)
+        except UserError as error:
+            note = f"{dataset} is not at hand, so {stand_in} stands in and the paper's figures do not apply. {error}"
+            print(note)
+            self._sections.append(("Data", note))
+            return stand_in, {}
+        return f"{dataset}/{model}", sizes
+
+    def paper_table(self, comparison: Comparison, paper: Mapping[str, str], metric: str = "eval/accuracy") -> pandas.DataFrame:
+        """Paper / ours / ours (full) by method, in percent; a figure that was never measured is absent."""
+        import pandas
+
+        from tracking.results import kept
+        from workbench.claims import figure
+
+        full = kept(self.id)
+        rows = []
+        for method in dict.fromkeys([*paper, *(g.method for g in comparison.groups)]):
+            ours = [v for g in comparison.groups if g.method == method for v in g.values(metric)]
+            row = {"method": method, "paper [%]": paper.get(method), "ours [%]": figure(ours, 1, 100) if ours else None}
+            for r in full.to_dict("records"):
+                if r["method"] == method and r["metric"] == metric:
+                    half = "" if r["half_width"] != r["half_width"] or r["half_width"] is None else f" ± {100 * r['half_width']:.2f}"
+                    row[f"ours (full, {r['hardware']}) [%]"] = f"{100 * r['mean']:.2f}{half} (n = {r['n']})"
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
     def close(self) -> dict[str, str]:
         """Write the report and ``summary.json``, log both to the study's MLflow run, and return where everything is."""
-        from tracking.report import report
+        from tracking.report import Table, report
+        from workbench.provenance import environment
 
         links: dict[str, str] = {}
         sections = [*self._sections]
         if self.claims:
-            sections.insert(0, ("Claims", "Each claim of the paper with its own figure, ours, and the rule of the verdict.", self.verdicts()))
+            sections.insert(0, ("Claims", Table(self.verdicts(), "Each claim of the paper, its figure and ours, and the rule of the verdict.")))
         if self.failures:
-            sections.append(("Runs that did not finish", "\n".join(f"- {f}" for f in self.failures), None))
-        links["report"] = str(report(self.folder / "report.html", self.title, sections))
+            sections.append(("Runs that did not finish", "\n".join(f"- {f}" for f in self.failures)))
+        about = {"study": self.id, "profile": self.parameters.profile, "paper": self.paper, **environment()}
+        links["report"] = str(report(self.folder / "report.html", self.title, sections, about))
         uri = tracking_uri(self.parameters.tracking_uri or None)
         if uri:
             links["mlflow"] = self._log(uri)
@@ -197,22 +234,48 @@ def execute(id: str, *, profile: str = "quick", parameters: Mapping[str, str] | 
 
 
 def _papermill(notebook: Path, output: Path, given: Mapping[str, Any]) -> str:
+    """Execute; returns what went wrong in a line, or an empty text. What the kernel itself prints goes to ``kernel.log``."""
     import papermill
 
-    try:
-        papermill.execute_notebook(str(notebook), str(output), parameters=dict(given), kernel_name="python3", cwd=str(notebook.parent),
-                                   progress_bar=sys.stderr.isatty(), log_output=False)
-    except papermill.exceptions.PapermillExecutionError as error:
-        return f"{error.ename}: {error.evalue}"
+    with _kernel_log(output.with_name("kernel.log")):
+        try:
+            papermill.execute_notebook(str(notebook), str(output), parameters=dict(given), kernel_name="python3",
+                                       cwd=str(notebook.parent), progress_bar={"desc": notebook.stem, "unit": "cell"})
+        except papermill.exceptions.PapermillExecutionError as error:
+            return f"{error.ename}: {error.evalue}"
     return ""
 
 
+@contextlib.contextmanager
+def _kernel_log(path: Path) -> Iterator[None]:
+    """Give child processes a file for their standard error, while this process keeps writing to the terminal."""
+    old, here = os.dup(2), sys.stderr
+    with open(path, "wb") as log, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+        os.dup2(log.fileno(), 2)
+        sys.stderr = terminal
+        try:
+            yield
+        finally:
+            sys.stderr = here
+            os.dup2(old, 2)
+            os.close(old)
+
+
 def _to_html(notebook: Path) -> Path:
-    """The executed notebook as a page."""
+    """The executed notebook as a page; figures live, plotly.js inlined once."""
     import nbformat
+    import plotly.io
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
+    document = nbformat.read(notebook, as_version=4)
+    script = True
+    for cell in document.cells:
+        for item in cell.get("outputs", ()):
+            figure = item.get("data", {}).get("application/vnd.plotly.v1+json")
+            if figure:
+                item["data"] = {"text/html": plotly.io.to_html({k: figure[k] for k in ("data", "layout")}, full_html=False, include_plotlyjs=script)}
+                script = False
+    body, _ = HTMLExporter().from_notebook_node(document)
     page = notebook.with_suffix(".html")
     write_atomic(page, body)
     return page
@@ -220,17 +283,15 @@ def _to_html(notebook: Path) -> Path:
 
 def _say(summary: dict[str, Any], output: Path, page: Path) -> None:
     """Print the verdict table and where to look."""
-    import textwrap
-
     print(f"\n{summary['title']} ({summary['profile']} profile)\n")
-    for number, claim in enumerate(summary["claims"], 1):
-        print(f"  {number}. [{claim['verdict'].upper()}] " + textwrap.fill(claim["text"], 100, subsequent_indent="     "))
-        print(f"     paper: {claim['paper']}\n     ours:  {claim['ours']}\n     rule:  {claim['how']}")
+    for number, row in enumerate(summary["claims"], 1):
+        text = textwrap.fill(f"[{row['verdict'].upper()}] {row['claim']}", 110, initial_indent=f"  {number}. ", subsequent_indent="     ")
+        print(f"{text}\n     paper: {row['paper']}\n     ours:  {row['ours']}\n     rule:  {row['how']}")
     for failure in summary["failures"]:
         print(f"  ! {failure}")
     print(f"\n  executed notebook  {output}\n  as a page          {page}\n  report             {summary['links']['report']}")
     if "mlflow" in summary["links"]:
-        print(f"  MLflow             {summary['links']['mlflow']}  (start the server with `make ui`)")
+        print(f"  MLflow             {summary['links']['mlflow']}\n                     (start the server with `make ui`, or `workbench ui`)")
 
 
 def require_checkout() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import json
 import os
@@ -10,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +21,7 @@ from tracking.address import tracking_uri
 from tracking.errors import UserError, unknown
 from tracking.folder import RunFolder
 from workbench.control import Control, signals
-from workbench.runs import Run, RunFailed, run, runs_root
+from workbench.runs import Run, RunHandle, run, runs_root
 from workbench.spec import resolve, whole
 
 if TYPE_CHECKING:
@@ -93,64 +95,72 @@ def sweep(
             if job.get("threads") is None:
                 job["threads"] = max(1, cores // workers)
     keys = [_check(job, executor) for job in jobs]  # all mistakes before any work
+    once = {key: job for key, job in zip(keys, jobs, strict=True)}  # asked for twice is run once
+    with _bar(len(once), progress) as bar:
+        work = functools.partial(_processes, workers=workers) if executor == "processes" else _local
+        outcomes = dict(zip(once, work(list(once.values()), tick=bar.update), strict=True))
     result = Sweep()
-    outcomes = _processes(jobs, keys, workers) if executor == "processes" else _local(jobs)
-    with _bar(len(jobs), progress) as bar:
-        for number, outcome in outcomes:
-            if isinstance(outcome, Run):
-                result.runs.append(outcome)
-            else:
-                result.failures.append((jobs[number], outcome))
-            bar.update(1)
+    for key, job in zip(keys, jobs, strict=True):
+        if isinstance(outcomes[key], Run):
+            result.runs.append(outcomes[key])
+        elif outcomes[key] is not None:
+            result.failures.append((job, outcomes[key]))
     return result
 
 
-def _check(job: dict[str, Any], executor: str) -> str:
-    """The key of a job's run; every mistake in it raises :class:`UserError`."""
-    fields = RUN_FIELDS if executor == "processes" else (*RUN_FIELDS, "observer")
+def _check(job: Mapping[str, Any], executor: str) -> str:
+    """Refuse what a run would refuse, and what a child process cannot be handed; return the run's key."""
+    arguments = [*inspect.signature(run).parameters]
     for name in job:
-        if name not in fields:
-            raise unknown("argument of a run in a sweep", name, fields)
-    for name in ("method", "task"):
-        if name not in job:
-            raise UserError(f"A run of the sweep names no {name}: {job!r}.")
-    if executor == "processes":
-        try:
-            json.dumps(job)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"A run of the sweep cannot be handed to another process: {error}. Use executor='local'.") from None
+        if name not in arguments:
+            raise unknown("argument of a run", name, arguments)
+    if executor == "processes" and job.get("observer") is not None:
+        raise UserError("An observer cannot follow a run into another process. Use executor='local', or leave it out.")
     tracking_uri(job.get("tracking"))
     return resolve(**{k: v for k, v in job.items() if k in SPEC_FIELDS}).spec.key
 
 
-def _local(jobs: list[dict[str, Any]]) -> Iterator[tuple[int, Run | str]]:
-    """One after the other, here. A signal stops the run under way and ends the sweep."""
-    for number, job in enumerate(jobs):
-        try:
-            ended = run(**job, progress=False)
-        except (RunFailed, UserError) as error:
-            yield number, str(error)
-            continue
-        yield number, ended
-        if ended.status == "stopped" and "SIG" in ended.reason:
-            return
+Outcome = Run | str | None
+"""A run that ended, why there is none, or ``None`` for one that a stop kept from starting."""
 
 
-def _processes(jobs: list[dict[str, Any]], keys: list[str], workers: int) -> Iterator[tuple[int, Run | str]]:
+def _local(jobs: list[dict[str, Any]], tick: Callable[[int], Any]) -> list[Outcome]:
+    """One after the other, here; the shipping of a run goes on beside the next one. A signal stops the run under way and ends the sweep."""
+    control, handles = Control(), []
+    with signals(control):
+        for job in jobs:
+            handle: RunHandle | str | None = None
+            if control.position != "stop":
+                try:
+                    handle = run(**job, wait=False)
+                except UserError as error:
+                    handle = str(error)
+                else:
+                    while not handle.computed.wait(0.05):
+                        if control.position == "stop":
+                            handle.control.stop(control.reason)
+            handles.append(handle)
+            tick(1)
+    return [_outcome(h) if isinstance(h, RunHandle) else h for h in handles]
+
+
+def _outcome(handle: RunHandle) -> Outcome:
+    try:
+        ended = handle.wait()
+    except Exception as error:
+        return str(error)
+    return f"{ended.reason} (traceback: {ended.folder.error_path})" if ended.status == "failed" else ended
+
+
+def _processes(jobs: list[dict[str, Any]], workers: int, tick: Callable[[int], Any]) -> list[Outcome]:
     """Each run in a fresh interpreter: a crash, or a kill for memory, is that run's alone."""
     control = Control()
-    turns = {key: threading.Lock() for key in keys}  # one run asked for twice: the second waits and comes from the cache
-
-    def child(job: dict[str, Any], key: str) -> Run | str | None:
-        with turns[key]:
-            return _child(job, control)
-
     with signals(control), ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(child, job, key) for job, key in zip(jobs, keys, strict=True)]
-        for number, future in enumerate(futures):
-            outcome = future.result()
-            if outcome is not None:
-                yield number, outcome
+        futures = [pool.submit(_child, job, control) for job in jobs]
+        for future in as_completed(futures):
+            future.result()
+            tick(1)
+    return [f.result() for f in futures]
 
 
 def _child(job: dict[str, Any], control: Control) -> Run | str | None:

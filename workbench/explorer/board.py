@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 from copy import deepcopy
 from typing import Any
 
@@ -34,8 +35,9 @@ class Board:
 
     def __init__(self, session: Session, max_points: int) -> None:
         self.session, self.max_points = session, max_points
+        self.lock = threading.RLock()  # the ticker and the kernel's thread both write widgets
         self._drawn: dict[str, tuple[Any, ...]] = {}
-        self._picked = False  # whether a person has chosen the metric
+        self._picked = self._quiet = False  # whether a person has chosen the metric; whether the code is setting the pickers
         short = {"style": {"description_width": "initial"}}
         self.metric = w.Dropdown(options=[curves.FAVOURITES[0]], description="Show", tooltip="metric on the y-axis", **short)
         self.axis = w.Dropdown(options=["step"], description="against", tooltip="quantity on the x-axis", **short)
@@ -52,21 +54,21 @@ class Board:
         below.add_class("wb-bar")
         holder = w.Box([self.figure], layout=w.Layout(width="100%", display="block"))
         holder.add_class("wb-curves")
-        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, holder, w.HTML("<h4>Runs</h4>"), self.table, below])
-        self.metric.observe(self._on_metric, names="value")
-        for control in (self.axis, self.log_x, self.log_y):
-            control.observe(lambda _: self.refresh(), names="value")
+        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, holder, self.table, below])
+        for control in (self.metric, self.axis, self.log_x, self.log_y):
+            control.observe(self._on_pick, names="value")
         self.clear.on_click(self._on_clear)
         self.refresh()
 
     def refresh(self) -> None:
-        runs = list(self.session.runs)
-        self._offer(runs)
-        self._draw(runs)
-        table = self._rows(runs)
-        if table != self.table.value:
-            self.table.value = table
-        self.clear.disabled = not any(r.ended for r in runs)
+        with self.lock:
+            runs = list(self.session.runs)
+            self._offer(runs)
+            self._draw(runs)
+            table = self._rows(runs)
+            if table != self.table.value:
+                self.table.value = table
+            self.clear.disabled = not any(r.ended for r in runs)
 
     # --- pickers ----------------------------------------------------------------------------------------------
 
@@ -75,24 +77,22 @@ class Board:
         names = curves.reported(runs)
         if not names:
             return
-        keep = self._picked and self.metric.value in names
-        picked = self._picked
-        self._choose(self.metric, names, self.metric.value if keep else names[0])
-        self._picked = picked
         axes = curves.axes(names)
-        self._choose(self.axis, axes, self.axis.value if self.axis.value in axes else "step")
+        metric = self.metric.value if self._picked and self.metric.value in names else names[0]
+        axis = self.axis.value if self.axis.value in axes else "step"
+        self._quiet = True
+        try:
+            for picker, options, value in ((self.metric, names, metric), (self.axis, axes, axis)):
+                if list(picker.options) != options:
+                    picker.options = options
+                picker.value = value
+        finally:
+            self._quiet = False
 
-    @staticmethod
-    def _choose(picker: w.Dropdown, names: list[str], value: str) -> None:
-        if list(picker.options) != names:
-            with picker.hold_trait_notifications():
-                picker.options, picker.value = names, value
-        elif picker.value != value:
-            picker.value = value
-
-    def _on_metric(self, _: Any) -> None:
-        self._picked = True
-        self.refresh()
+    def _on_pick(self, change: Any) -> None:
+        if not self._quiet:
+            self._picked = self._picked or change["owner"] is self.metric
+            self.refresh()
 
     def _on_clear(self, _: Any) -> None:
         self.session.clear()
@@ -102,13 +102,13 @@ class Board:
 
     def _draw(self, runs: list[ListedRun]) -> None:
         x, y, named = self.axis.value, self.metric.value, curves.labels(runs)
-        if [t.uid for t in self.figure.data] != [r.key for r in runs]:
-            kept = {t.uid: t.visible for t in self.figure.data}
+        if [t.meta for t in self.figure.data] != [r.key for r in runs]:
+            kept = {t.meta: t.visible for t in self.figure.data}
             with self.figure.batch_update():
                 self.figure.data = []
                 if runs:
                     self.figure.add_traces([
-                        go.Scatter(uid=r.key, mode="lines", visible=kept.get(r.key, True), line={"width": 2, "color": s.colour, "dash": s.dash},
+                        go.Scatter(meta=r.key, mode="lines", visible=kept.get(r.key, True), line={"width": 2, "color": s.colour, "dash": s.dash},
                                    marker={"symbol": s.marker, "size": 7})
                         for r in runs for s in [curves.style(r.number)]])
             self._drawn = {}
@@ -129,34 +129,41 @@ class Board:
 
     def _rows(self, runs: list[ListedRun]) -> str:
         if not runs:
-            return '<span class="wb-note">No runs yet. Press Run; several runs queue up and are drawn together.</span>'
+            return '<h4>Runs</h4><span class="wb-note">No runs yet. Press Run; several runs queue up and are drawn together.</span>'
         name, named = self.metric.value, curves.labels(runs)
-        heads = [("", ""), ("run", ""), ("status", ""), ("steps", "wb-num"), (f"last {name}", "wb-num"),
-                 (f"best {name}", "wb-num"), ("time [s]", "wb-num"), ("key", ""), ("MLflow", "")]
+        heads = [("", ""), ("run", ""), ("status", ""), ("steps", "wb-num"), ("last", "wb-num"), ("best", "wb-num"),
+                 ("time [s]", "wb-num"), ("key", "")]
         if METRICS[name].better is None:
-            heads = [h for h in heads if not h[0].startswith("best")]
+            heads.remove(("best", "wb-num"))
         head = "".join(f'<th class="{c}">{html.escape(t)}</th>' for t, c in heads)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(self._row(r, name, named[r.key]) for r in runs)}</tbody></table>"
+        body = "".join(self._row(r, name, named[r.key]) for r in runs)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f'<h4>Runs, {html.escape(curves.axis_label(name))}</h4><div class="wb-scroll">{table}</div>'
 
     def _row(self, r: ListedRun, name: str, label: str) -> str:
         last = r.metrics
         steps = f"{r.progress.done}/{r.progress.total}" if r.progress else f"{last['step']:g}" if last else ""
-        link = f'<a href="{html.escape(r.url)}" target="_blank" rel="noopener">open</a>' if r.url else ""
-        cells = [("", swatch(r.number)), ("", html.escape(label)), ("", status_words(r)), ("wb-num", steps),
+        link = f' <a href="{html.escape(r.url)}" target="_blank" rel="noopener">MLflow</a>' if r.url else ""
+        cells = [("", swatch(r.number)), ("", html.escape(label)), ("", status_word(r)), ("wb-num", steps),
                  ("wb-num", _figure(last.get(name)))]
         if METRICS[name].better is not None:
             cells.append(("wb-num", _figure(r.best(name))))
-        cells += [("wb-num", _figure(last.get("clock/wall_s"), ".1f")), ("", f"<code>{r.key}</code>"), ("", link)]
-        return "<tr>" + "".join(f'<td class="{c}">{t}</td>' for c, t in cells) + "</tr>"
+        cells += [("wb-num", _figure(last.get("clock/wall_s"), ".1f")), ("", f"<code>{r.key}</code>{link}")]
+        why = reason(r)
+        more = f'<tr class="wb-why"><td></td><td colspan="{len(cells) - 1}">{why}</td></tr>' if why else ""
+        return f"<tr{' class=wb-more' if why else ''}>" + "".join(f'<td class="{c}">{t}</td>' for c, t in cells) + f"</tr>{more}"
 
 
-def status_words(r: ListedRun) -> str:
-    """Status and reason as HTML: the word, coloured where it matters, and why."""
-    status = r.status
+def status_word(r: ListedRun) -> str:
+    """The status as HTML, coloured where it matters."""
+    return f'<span class="{TONES.get(r.status, "")}">{r.status}</span>'
+
+
+def reason(r: ListedRun) -> str:
+    """Why the status is what it is, as HTML, or nothing."""
     why = "from the cache" if r.cached else r.reason
-    tone = TONES.get(status, "")
-    loud = tone if tone == "wb-bad" else ""
-    return f'<span class="{tone}">{status}</span>' + (f': <span class="{loud}">{html.escape(why)}</span>' if why else "")
+    loud = "wb-bad" if TONES.get(r.status) == "wb-bad" else ""
+    return f'<span class="{loud}">{html.escape(why)}</span>' if why else ""
 
 
 def swatch(number: int) -> str:

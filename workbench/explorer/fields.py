@@ -29,7 +29,7 @@ class Field:
     """
 
     def __init__(self, name: str, info: FieldInfo, value: Any, changed: Callable[[], None]) -> None:
-        self.name, self.info, self._changed, self._quiet = name, info, changed, False
+        self.name, self.info, self._changed, self._quiet, self._place = name, info, changed, False, 0.0
         self.control = self._build_control()
         self.slider = self._build_slider()
         self.note = w.HTML(layout=w.Layout(margin="0"))
@@ -67,9 +67,9 @@ class Field:
         parts = [html.escape(self.info.description or "")]
         if isinstance(self.control, w.Text) and used is not None and to_text(used) != self.control.value.strip():
             parts.insert(0, f"<b>uses {html.escape(to_text(used))}</b>")
-        limit = bounds(self.info)
-        if limit:
-            parts.append(f"({html.escape(allowed(self.info).partition(', ')[2])})")
+        if bounds(self.info):
+            limits = allowed(self.info).partition(", ")[2].replace("<=", "≤")
+            parts.append(f"<i>({html.escape(limits)})</i>")
         self.note.value = " ".join(filter(None, parts))
 
     # --- widgets ----------------------------------------------------------------------------------------------
@@ -100,12 +100,14 @@ class Field:
         return slider
 
     def _move_slider(self) -> None:
+        """Put the slider on the position nearest to the value. A browser snaps it there anyhow and would report that as a move."""
         value = self.get()
         if self.slider is None or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return
-        log = isinstance(self.slider, w.FloatLogSlider)
-        low, high = (10**self.slider.min, 10**self.slider.max) if log else (self.slider.min, self.slider.max)
-        self.slider.value = min(max(value, low), high)
+        s, log = self.slider, isinstance(self.slider, w.FloatLogSlider)
+        place = (math.log10(value) if value > 0 else s.min) if log else value
+        place = min(max(s.min + round((place - s.min) / s.step) * s.step, s.min), s.max)
+        self._place, s.value = place, min(max(10**place, 10**s.min), 10**s.max) if log else place
 
     def _on_control(self, _: Any) -> None:
         if not self._quiet:
@@ -117,15 +119,13 @@ class Field:
             self._changed()
 
     def _on_slider(self, change: Any) -> None:
-        if not self._quiet:
-            number = round(change["new"]) if self.info.annotation is int else float(f"{change['new']:.3g}")
-            self.set_from_slider(number)
-
-    def set_from_slider(self, number: float) -> None:
-        """Write the slider's position into the box; the slider itself stays where the hand put it."""
-        self._quiet = True
+        value = change["new"]
+        place = math.log10(value) if isinstance(self.slider, w.FloatLogSlider) else value
+        if self._quiet or abs(place - self._place) < self.slider.step / 2:  # a browser's rounding is nobody's wish
+            return
+        self._place, self._quiet = place, True
         try:
-            self.control.value = to_text(number)
+            self.control.value = to_text(round(value) if self.info.annotation is int else float(f"{value:.3g}"))
         finally:
             self._quiet = False
         self._changed()

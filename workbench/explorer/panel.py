@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import ipywidgets as w
 from tracking.errors import UserError, unknown
 from workbench import registry
 from workbench.explorer import snippets, theme
-from workbench.explorer.board import Board, status_words
+from workbench.explorer.board import Board, reason, status_word
 from workbench.explorer.form import Form
 from workbench.explorer.pickers import Pickers
 from workbench.explorer.session import ListedRun, Request, Session
@@ -28,7 +27,7 @@ def run_params() -> type[Params]:
     devices = Literal[("auto", "cpu", *cuda)]
 
     class RunParams(Params):
-        seed: int = Field(0, ge=0, lt=2**63, description="same seed, same data order and initial weights, whatever the method")
+        seed: int = Field(0, ge=0, description="same seed, same data order and initial weights, whatever the method")
         device: devices = Field("auto", description="auto takes CUDA where there is one")
 
     return RunParams
@@ -40,22 +39,22 @@ class Explorer:
     def __init__(self, session: Session | None = None, tracking: str | None = None, max_points: int = 2000) -> None:
         self.session = session or Session()
         self.tracking = tracking
-        self._lock = threading.RLock()  # the ticker and the kernel's thread both write widgets
         self._trouble = ""
         self._forms: dict[str, Form] = {}
-        self._of: tuple[str | None, str | None] = (None, None)
         self.board = Board(self.session, max_points)
+        self._lock = self.board.lock
         self.form_box = w.VBox()
         self._build_buttons()
-        self.texts = {name: w.Textarea(layout=w.Layout(height="150px"), tooltip=f"this run as {name}; select all and copy")
+        self.texts = {name: w.Textarea(layout=w.Layout(height="190px"), tooltip=f"this run as {name}; select all and copy")
                       for name in ("Python", "Command line", "Papermill")}
         copy_as = w.Tab(children=[*self.texts.values()], titles=[*self.texts])
         self.pickers = Pickers(self._on_pick)
         self._on_pick()
-        left = w.VBox([self.pickers.box, self.form_box, self.buttons, self.status, w.HTML("<h4>Copy as</h4>"), copy_as])
-        page = w.Box([left, self.board.box])
+        head = w.VBox([self.pickers.box, self.buttons, self.status])
+        head.add_class("wb-head")
+        page = w.Box([self.form_box, w.VBox([self.board.box, w.HTML("<h4>Copy as</h4>"), copy_as])])
         page.add_class("wb-page")
-        self.box = w.VBox([w.HTML(f"<style>{theme.CSS}</style>", layout=w.Layout(display="none")), page])
+        self.box = w.VBox([w.HTML(f"<style>{theme.CSS}</style>", layout=w.Layout(display="none")), head, page])
         self.box.add_class("wb")
         self.session.listen(self.refresh)
         self.refresh()
@@ -71,7 +70,9 @@ class Explorer:
     def configure(self, tracking: str | None, max_points: int) -> None:
         """New settings: for the runs and curves from now on."""
         self.tracking, self.board.max_points = tracking, max_points
-        self._on_form()
+        with self._lock:
+            self.pickers.choose()  # files may have come since
+            self._on_pick()
 
     # --- verbs ------------------------------------------------------------------------------------------------
 
@@ -187,12 +188,12 @@ class Explorer:
         trouble = f'<div class="wb-bad" role="alert">{html.escape(self._trouble)}</div>' if self._trouble else ""
         if current is None:
             last = self.runs[-1] if self.runs else None
-            line = f"{html.escape(last.name)} {status_words(last)}" if last else "Nothing has run yet."
+            line = f"{html.escape(last.name)} {_state(last)}" if last else "Nothing has run yet."
             return f'{trouble}<div role="status">{line}</div>'
         done, total = current.progress or (0, 0)
         bar = f'<progress max="{max(total, 1)}" value="{done}"></progress> {done}/{total}' if current.progress else ""
         queue = f", {waiting} queued" if waiting and current.status != "queued" else ""
-        return (f'{trouble}<div role="status">{html.escape(current.name)} {status_words(current)} {bar}{queue}</div>')
+        return f'{trouble}<div role="status">{html.escape(current.name)} {_state(current)} {bar}{queue}</div>'
 
     def _build_buttons(self) -> None:
         def button(text: str, icon: str, tip: str, verb: Callable[[], Any], style: str = "") -> w.Button:
@@ -237,30 +238,30 @@ class Explorer:
         self._trouble = ""
         try:
             example = registry.load_method(method).example if method else {}
-            if method != self._of[0]:
-                self._forms.pop("method", None)
-                if method:
-                    self._forms["method"] = Form(registry.load_method(method).Params, f"method {method!r}", example.get("params"),
-                                                 self._on_form)
-            if (method, task) != self._of:
-                self._forms.pop("task", None)
-                if task:
-                    start = example.get("task_params") if example.get("task") == task else None
-                    self._forms["task"] = Form(registry.load_task(task).Params, f"task {task!r}", start, self._on_form)
+            self._keep("method", registry.load_method(method).Params if method else None, f"method {method!r}", example.get("params"))
+            self._keep("task", registry.load_task(task).Params if task else None, f"task {task!r}",
+                       example.get("task_params") if example.get("task") == task else None)
             if "run" not in self._forms:
                 self._forms["run"] = Form(run_params(), "the run", None, self._on_form)
-            self._of = (method, task)
         except UserError as error:
             self._trouble = str(error)
         except Exception as error:  # a method's file of somebody who is just writing it
             self._trouble = f"{method} on {task} cannot be loaded: {type(error).__name__}: {error}"
         if self._trouble:
-            self._forms, self._of = {}, (None, None)
+            self._forms = {}
         heads = {"method": "Method parameters", "task": "Task parameters", "run": "Run"}
         shown = [(heads[part], self._forms[part]) for part in heads if part in self._forms and self._forms[part].fields]
         self.form_box.children = [child for head, form in shown for child in (w.HTML(f"<h4>{head}</h4>"), form.box)]
         self._on_form()
         self.refresh()
+
+    def _keep(self, part: str, model: type[Params] | None, owner: str, start: Mapping[str, Any] | None) -> None:
+        """Have a form for ``model``, started from ``start`` unless it is there already."""
+        there = self._forms.get(part)
+        if model is None:
+            self._forms.pop(part, None)
+        elif there is None or (there.model, there.owner) != (model, owner):
+            self._forms[part] = Form(model, owner, start, self._on_form)
 
     def _on_form(self) -> None:
         """Write the texts to copy; without a valid form there is nothing to copy and nothing to run."""
@@ -271,3 +272,8 @@ class Explorer:
         self.run_button.disabled = request is None
         for name, make in (("Python", snippets.python), ("Command line", snippets.cli), ("Papermill", snippets.papermill)):
             self.texts[name].value = make(request) if request else f"The form has an error:\n{trouble}\n"
+
+
+def _state(r: ListedRun) -> str:
+    why = reason(r)
+    return status_word(r) + (f": {why}" if why else "")

@@ -30,34 +30,40 @@ class Pickers:
         grid = w.Box([self.family, self.method, self.task])
         grid.add_class("wb-grid")
         self.box = w.VBox([grid, self.about])
-        families = sorted({e.family for e in registry.methods().values() if e.family})
-        self.family.options, self.family.value = [ALL, *families], ALL
-        self._list_methods()
-        self._list_tasks()
+        self.choose()
         self.family.observe(self._on_family, names="value")
         self.method.observe(self._on_method, names="value")
         self.task.observe(self._on_task, names="value")
 
-    def choose(self, method: str | None, task: str | None) -> None:
-        """Set both without calling ``changed``; :class:`UserError` for an unknown name, or a task of a kind that is not run."""
-        entry = registry.method_entry(method or self.method.value)
-        if task is not None:
+    def choose(self, method: str | None = None, task: str | None = None) -> None:
+        """Look again at what is installed, and set both without calling ``changed``.
+
+        UserError for an unknown name, or a task of a kind that the method does not run on.
+        """
+        id = method or self.method.value
+        entry = registry.method_entry(id) if id is not None else None
+        if entry is not None and task is not None:
             kind = registry.task_entry(task).literals.get("kind", "classification")
             if kind not in kinds(entry):
                 raise UserError(f"Method {entry.id!r} runs on tasks of kind {', '.join(kinds(entry))}; {task!r} is of kind {kind}. "
                                 f"Take one of: {', '.join(tasks_of(entry)) or 'none is here'}.")
         self._quiet = True
         try:
-            if self.family.value not in (ALL, entry.family):
-                self.family.value = ALL
-                self._list_methods()
-            self.method.value = entry.id
+            self._list_families(keep=entry is None or self.family.value == entry.family)
+            self._list_methods()
+            if entry is not None:
+                self.method.value = entry.id
             self._list_tasks()
             if task is not None:
                 self.task.value, self._by_hand = task, True
         finally:
             self._quiet = False
-        self._describe()
+
+    def _list_families(self, keep: bool) -> None:
+        """All families; the one chosen stays if it is to be kept."""
+        before = self.family.value if keep else ALL
+        self.family.options = [ALL, *sorted({e.family for e in registry.methods().values() if e.family})]
+        self.family.value = before if before in self.family.options else ALL
 
     def _list_methods(self) -> None:
         """Methods of the family; the one chosen stays when it is among them."""

@@ -201,6 +201,7 @@ class Session:
         self._worker: threading.Thread | None = None
         self._ticker: threading.Thread | None = None
         self._count = 0
+        self._said = ""
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have ``listener`` called after changes, from a thread of the session."""
@@ -287,5 +288,7 @@ class Session:
         for listener in list(self._listeners):
             try:
                 listener()
-            except Exception:  # a view that broke must not end the runs
-                log.exception("The explorer could not be drawn.")
+            except Exception as error:  # a view that broke must not end the runs, and is worth one message
+                if repr(error) != self._said:
+                    self._said = repr(error)
+                    log.exception("The explorer could not be drawn.")

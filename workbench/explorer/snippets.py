@@ -44,14 +44,14 @@ def papermill(r: Request) -> str:
 
 
 def yaml_flow(value: Any) -> str:
-    """One line of YAML: JSON, but with the point that YAML 1.1 wants in ``1.0e-05`` to see a number in it."""
+    """One line of YAML: JSON, but with the point that YAML 1.1 wants in ``1.0e-05``, and without surrogate pairs."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{yaml_flow(k)}: {yaml_flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(yaml_flow, value)) + "]"
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
-    return json.dumps(value)
+    return re.sub("[^ -~]", lambda match: f"\\U{ord(match[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 
 def _literal(values: dict[str, Any]) -> str:

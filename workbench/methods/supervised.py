@@ -89,7 +89,7 @@ class SupervisedTraining(Method):
             # the order is drawn on the CPU, so that both devices see the same batches
             order=ctx.generator("order", cpu=True), augment=ctx.generator("augment"),
             permutation=torch.empty(0, dtype=torch.int64, device=ctx.device),
-            batches_per_epoch=-(-len(task.train_y) // self.params.batch_size),
+            batches_per_epoch=count_batches(len(task.train_y), self.params.batch_size),
         )
 
     def step(self, state: SupervisedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
@@ -120,8 +120,11 @@ class SupervisedTraining(Method):
         deployed = self.deploy(state)
         if deployed is None:
             return {**trained, **model_size(state.model)}
-        metrics = {f"{name}_latent": value for name, value in trained.items()} | test(deployed, task, ctx)
-        metrics |= model_size(deployed)
+        return {f"{name}_latent": value for name, value in trained.items()} | self.quality(deployed, task, ctx)
+
+    def quality(self, deployed: nn.Module, task: SupervisedTask, ctx: Context) -> dict[str, float]:
+        """Test figures and size of a deployed model, which this may change; then those at re-estimated batch-norm statistics."""
+        metrics = test(deployed, task, ctx) | model_size(deployed)
         if self.params.bn_batches:
             recalibrate_batchnorm(deployed, task, self.params.batch_size, self.params.bn_batches, ctx)
             metrics["eval/accuracy_bn"] = test(deployed, task, ctx)["eval/accuracy"]
@@ -141,6 +144,11 @@ class SupervisedTraining(Method):
 # --- pieces usable on their own ---------------------------------------------------------------------------
 
 
+def count_batches(samples: int, size: int) -> int:
+    """Batches of an epoch. A last batch of a single sample is left out: batch norm cannot normalise it."""
+    return max(samples // size + (samples % size > 1), 1)
+
+
 def plain_optimizer(parameters: Any, p: SupervisedParams) -> torch.optim.Optimizer:
     """Adam or SGD from torch, as the parameters say."""
     if p.base == "adam":
@@ -155,7 +163,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
-def test(model: nn.Module, task: SupervisedTask, ctx: Context, batch: int = 500) -> dict[str, float]:
+def test(model: nn.Module, task: SupervisedTask, ctx: Context, batch: int = 500) -> dict[str, float]:  # noqa: PT028
     """Test loss (mean) and accuracy of ``model``; its mode is put back afterwards."""
     was_training = model.training
     model.eval()
@@ -183,11 +191,10 @@ def recalibrate_batchnorm(model: nn.Module, task: SupervisedTask, batch: int, ba
         m.momentum = None  # cumulative average
     model.train()
     order = torch.randperm(len(task.train_y), generator=ctx.generator("bn", cpu=True)).to(ctx.device)
-    for b in range(min(batches, -(-len(order) // batch))):
+    for b in range(min(batches, count_batches(len(order), batch))):
         ctx.poll()
         x, _ = task.batch(order[b * batch:(b + 1) * batch], None)
-        if len(x) > 1:
-            model(x)
+        model(x)
     model.eval()
 
 

@@ -1,9 +1,9 @@
 """Fast forms of the AskewSGD direction for evenly spaced levels: eager and in cache, or compiled into one pass.
 
-Every cell between two neighbouring levels is an affine copy of the binary one. With ``z`` in [-1, 1] across the cell (0 at the
-midpoint, +-1 at the levels), ``q = 1 - z^2`` and ``e = eps / bound``, a coordinate is infeasible iff ``q^2 > e`` and the
-velocity that the constraint asks for is ``(alpha/4)(q - e/q)/z`` in units of half a gap.
-:func:`workbench.methods.lowbit.askewsgd.askew_direction` is the plain formula for any levels; the tests hold the three together.
+Every cell between two neighbouring levels is an affine copy of the binary one. With ``z`` in [-1, 1] across the cell
+(0 at the midpoint, +-1 at the levels), ``q = 1 - z^2`` and ``e = eps / bound``, a coordinate is infeasible iff
+``q^2 > e``, and the velocity that the constraint asks for is ``(alpha/4)(q - e/q)/z`` in units of half a gap. The plain
+formula for any levels is ``askew_direction``; the tests hold the three together.
 """
 
 from __future__ import annotations
@@ -78,11 +78,12 @@ def skew_into(out: Tensor, w: Tensor, g: Tensor, k: Constraint) -> Tensor:
 
 def sgd_step(
     w: Tensor, g: Tensor, buffer: Tensor | None, k: Constraint, *, lr: float, momentum: float, weight_decay: float,
-    low: float, high: float,
+    low: float, high: float, compiled: bool = False,
 ) -> None:
-    """Skew, momentum, step and clamp in one pass over memory; changes ``w`` and ``buffer``."""
-    parts = chunks(w, g) if buffer is None else chunks(w, g, buffer)
-    for w_part, g_part, *b in parts:
+    """Skew, SGD step and clamp to ``[low, high]`` in one pass; changes ``w`` and its momentum ``buffer``."""
+    if compiled:
+        return _run(_sgd, (w, g, buffer), k, lr, momentum, weight_decay, low, high)
+    for w_part, g_part, *b in chunks(w, g) if buffer is None else chunks(w, g, buffer):
         d = skew(w_part, g_part, k)
         if weight_decay:
             d.add_(w_part, alpha=weight_decay)
@@ -91,53 +92,61 @@ def sgd_step(
         w_part.add_(d, alpha=-lr).clamp_(low, high)
 
 
-# --- one compiled pass -----------------------------------------------------------------------------------
+def adam_step(
+    w: Tensor, g: Tensor, m: Tensor, v: Tensor, k: Constraint, *, t: int, lr: float, betas: tuple[float, float],
+    eps: float, weight_decay: float, low: float, high: float, compiled: bool = False,
+) -> None:
+    """The same with Adam's step number ``t`` (from 1); changes ``w`` and the moments ``m`` and ``v``."""
+    b1, b2 = betas
+    size, root = lr / (1 - b1**t), (1 - b2**t) ** 0.5
+    if compiled:
+        return _run(_adam, (w, g, m, v), k, size, root, b1, b2, eps, weight_decay, low, high)
+    for w_part, g_part, m_part, v_part in chunks(w, g, m, v):
+        d = skew(w_part, g_part, k)
+        if weight_decay:
+            d.add_(w_part, alpha=weight_decay)
+        m_part.lerp_(d, 1 - b1)
+        v_part.mul_(b2).addcmul_(d, d, value=1 - b2)
+        torch.sqrt(v_part, out=d).div_(root).add_(eps)
+        w_part.addcdiv_(m_part, d, value=-size).clamp_(low, high)
 
 
-def _formula(w: Tensor, g: Tensor, h: tuple[Tensor, ...], centred: bool) -> Tensor:
-    e, alpha, clip, gap = h
-    z = w / (gap / 2) if centred else w / gap - 0.5
-    z = z.clamp(-1, 1) if centred else 2 * (z - torch.round(z))
+# --- the same in one compiled pass: needs a C++ compiler (CPU) or Triton (CUDA) ---------------------------
+
+
+def _formula(w: Tensor, g: Tensor, e: Tensor, alpha: Tensor, clip: Tensor, gap: Tensor, centred: bool) -> Tensor:
+    z = (w / (gap / 2)).clamp(-1, 1) if centred else w / gap - 0.5
+    z = z if centred else 2 * (z - torch.round(z))
     q = 1 - z * z
     speed = gap / 8 * alpha * (q - e / q)
     target = torch.clamp(-speed / z, -clip, clip)
     return torch.where((q * q > e) & (z * g > -speed), target, g)
 
 
-def _skew(out: Tensor, w: Tensor, g: Tensor, h: Tensor, centred: bool) -> None:
-    out.copy_(_formula(w, g, h.unbind(), centred))
-
-
 def _sgd(w: Tensor, g: Tensor, buffer: Tensor | None, h: Tensor, centred: bool) -> None:
-    *rest, lr, momentum, weight_decay, low, high = h.unbind()
-    d = _formula(w, g, tuple(rest), centred) + weight_decay * w
+    *k, lr, momentum, weight_decay, low, high = h.unbind()
+    d = _formula(w, g, *k, centred) + weight_decay * w
     if buffer is not None:
         d = momentum * buffer + d
         buffer.copy_(d)
     w.copy_(torch.clamp(w - lr * d, low, high))
 
 
-_compiled: dict[str, Callable[..., None]] = {}
+def _adam(w: Tensor, g: Tensor, m: Tensor, v: Tensor, h: Tensor, centred: bool) -> None:
+    *k, size, root, b1, b2, eps, weight_decay, low, high = h.unbind()
+    d = _formula(w, g, *k, centred) + weight_decay * w
+    m.copy_(m + (1 - b1) * (d - m))
+    v.copy_(b2 * v + (1 - b2) * d * d)
+    w.copy_(torch.clamp(w - size * m / (v.sqrt() / root + eps), low, high))
 
 
-def _run(name: str, *tensors: Tensor | None, numbers: tuple[float, ...], centred: bool) -> None:
-    if name not in _compiled:
-        _compiled[name] = torch.compile({"skew": _skew, "sgd": _sgd}[name], dynamic=True)
+_compiled: dict[Callable[..., None], Callable[..., None]] = {}
+
+
+def _run(function: Callable[..., None], tensors: tuple[Tensor | None, ...], k: Constraint, *numbers: float) -> None:
+    if function not in _compiled:
+        _compiled[function] = torch.compile(function, dynamic=True)
     flat = [None if t is None else t.view(-1) for t in tensors]
     # numbers travel as a tensor: a changed learning rate or eps must not compile anew
-    h = torch.tensor(numbers, dtype=flat[0].dtype, device=flat[0].device)
-    _compiled[name](*flat, h, centred)
-
-
-def skew_into_compiled(out: Tensor, w: Tensor, g: Tensor, k: Constraint) -> Tensor:
-    """:func:`skew_into` by ``torch.compile``."""
-    _run("skew", out, w, g, numbers=(k.e, k.alpha, k.clip, k.gap), centred=k.centred)
-    return out
-
-
-def sgd_step_compiled(
-    w: Tensor, g: Tensor, buffer: Tensor | None, k: Constraint, *, lr: float, momentum: float, weight_decay: float,
-    low: float, high: float,
-) -> None:
-    """:func:`sgd_step` by ``torch.compile``: one kernel, at the speed of memory. Needs a C++ compiler (CPU) or Triton."""
-    _run("sgd", w, g, buffer, numbers=(k.e, k.alpha, k.clip, k.gap, lr, momentum, weight_decay, low, high), centred=k.centred)
+    h = torch.tensor((k.e, k.alpha, k.clip, k.gap, *numbers), dtype=flat[0].dtype, device=flat[0].device)
+    _compiled[function](*flat, h, k.centred)

@@ -39,9 +39,14 @@ def sign(x: Tensor) -> Tensor:
 
 
 def sawb_scale(w: Tensor, weights: Weights) -> Tensor:
-    """Step between neighbouring levels by SAWB: ``2 clip / (Qp - Qn)``; a positive scalar tensor."""
+    """Step between neighbouring levels by SAWB: ``2 clip / (Qp - Qn)``; a positive scalar tensor.
+
+    The 4-bit pair, a fit to bell-shaped distributions, gives a negative clip where all ``|w|`` are nearly equal; so the
+    clip is at least half of ``mean |w|`` (our choice; no other pair reaches that bound).
+    """
     c1, c2 = SAWB[weights]
-    clip = c1 * w.square().mean().sqrt() - c2 * w.abs().mean()
+    mean = w.abs().mean()
+    clip = torch.maximum(c1 * w.square().mean().sqrt() - c2 * mean, mean / 2)
     levels = LEVELS[weights]
     return (2 * clip / (levels[-1] - levels[0])).clamp_min(1e-8)
 
@@ -49,18 +54,25 @@ def sawb_scale(w: Tensor, weights: Weights) -> Tensor:
 def nearest_level(w: Tensor, levels: Tensor) -> Tensor:
     """The nearest of the sorted ``levels`` (1-D) to each entry of ``w``; a tie goes up."""
     middles = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(w, middles, right=True)]
+    return levels[torch.bucketize(w.contiguous(), middles, right=True)]
+
+
+def quantised_layers(model: nn.Module, layers: Literal["all", "inner", "conv3x3"]) -> list[nn.Module]:
+    """Layers whose weights a method quantises.
+
+    ``all``: every linear and convolutional layer. ``inner``: all but the first and the last such layer. ``conv3x3``:
+    convolutions whose kernel is neither 1 nor 7 wide (the multi-bit ImageNet code of AskewSGD).
+    """
+    if layers not in ("all", "inner", "conv3x3"):
+        raise ValueError(f"layers = {layers!r}; allowed: 'all', 'inner', 'conv3x3'.")
+    found = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    if layers == "inner":
+        return found[1:-1]
+    if layers == "conv3x3":
+        return [m for m in found if isinstance(m, nn.modules.conv._ConvNd) and m.kernel_size[0] not in (1, 7)]
+    return found
 
 
 def quantised_parameters(model: nn.Module, layers: Literal["all", "inner", "conv3x3"]) -> list[nn.Parameter]:
-    """Weights that a method quantises.
-
-    ``all``: every linear and convolutional weight. ``inner``: all but the first and the last such layer. ``conv3x3``:
-    convolutions whose kernel is neither 1 nor 7 wide (the multi-bit ImageNet code of AskewSGD).
-    """
-    found = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
-    if layers == "inner":
-        found = found[1:-1]
-    elif layers == "conv3x3":
-        found = [m for m in found if isinstance(m, nn.modules.conv._ConvNd) and m.kernel_size[0] not in (1, 7)]
-    return [m.weight for m in found]
+    """Weights of :func:`quantised_layers`."""
+    return [m.weight for m in quantised_layers(model, layers)]

@@ -1,7 +1,7 @@
 """AskewSGD: quantised weights by annealed interval constraints; the forward pass is never quantised.
 
-Leconte, Schechtman & Moulines, "ASkewSGD: An Annealed interval-constrained Optimisation method to train Quantized Neural
-Networks", AISTATS 2023 (PMLR 206:3644-3663), arXiv:2211.03741.
+Leconte, Schechtman & Moulines, "ASkewSGD: An Annealed interval-constrained Optimisation method to train Quantized
+Neural Networks", AISTATS 2023 (PMLR 206:3644-3663), arXiv:2211.03741.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workbench.method import Context
 from workbench.methods.lowbit import _askew_kernel as kernel
+from workbench.methods.lowbit._askew_constraint import askew_direction, constraint, eps_bound, epsilon_at
 from workbench.methods.lowbit._levels import LEVELS, nearest_level, sawb_scale
 from workbench.methods.lowbit._optim import LowBitOptimizer
 from workbench.methods.lowbit._training import LowBitParams, LowBitTraining
@@ -22,88 +23,14 @@ from workbench.methods.supervised import SupervisedState
 from workbench.params import Field
 
 
-def constraint(w: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """``phi(w)``, zero exactly at the levels, and its derivative; element-wise.
-
-    Between neighbouring levels ``c_j <= w < c_{j+1}``: ``(w - c_j)^2 (w - c_{j+1})^2``. Beyond the outer ones:
-    ``(w - c_1)^2``, ``(w - c_M)^2``. ``levels`` is 1-D, sorted, of at least two values.
-    """
-    j = (torch.bucketize(w, levels, right=True) - 1).clamp(0, levels.numel() - 2)
-    a, b = levels[j], levels[j + 1]
-    u = (w - a) * (w - b)
-    below, above = w < levels[0], w >= levels[-1]
-    d = torch.where(below, w - levels[0], w - levels[-1])
-    outside = below | above
-    return torch.where(outside, d * d, u * u), torch.where(outside, 2 * d, 2 * u * (2 * w - a - b))
-
-
-def askew_direction(w: Tensor, g: Tensor, levels: Tensor, eps: float, alpha: float, M: float = torch.inf) -> Tensor:
-    """Velocity ``v`` of every coordinate: Alg. 1 of the paper, in closed form; then ``w <- w + lr v``.
-
-    With ``psi = eps - phi(w)``, ``v`` is the velocity closest to ``-g`` among those with ``psi' v >= -alpha psi``, a
-    condition put to infeasible coordinates (``psi <= 0``) only; a velocity that the constraint imposes is clipped to
-    ``[-M, M]``. At an infeasible midpoint, where ``psi' = 0`` gives no direction, ``v = M`` (upwards, the paper's
-    convention); without a clip ``v = -g`` there (the authors' code).
-
-    Args:
-        w, g: weights and gradient, any one shape.
-        levels: sorted 1-D tensor ``c_1 < ... < c_M`` of at least two levels.
-        eps: width of the feasible intervals, > 0; theory asks for at most :func:`eps_bound`.
-        alpha: rate at which ``psi`` must grow where it is negative, > 0.
-        M: largest imposed speed.
-    """
-    phi, dphi = constraint(w, levels)
-    psi = eps - phi
-    free = (psi > 0) | (dphi * g >= -alpha * psi)
-    imposed = (alpha * psi / torch.where(dphi == 0, 1.0, dphi)).clamp(-M, M)
-    v = torch.where(free, -g, imposed)
-    stuck = (psi < 0) & (dphi == 0)
-    return torch.where(stuck, M, v) if M < torch.inf else torch.where(stuck, -g, v)
-
-
-def eps_bound(levels: Iterable[float]) -> float:
-    """``min gap^4 / 16``, phi at the narrowest midpoint: above it neighbouring intervals merge (paper, theorem's condition)."""
-    c = tuple(levels)
-    return min(b - a for a, b in zip(c, c[1:], strict=False)) ** 4 / 16
-
-
-def epsilon_at(epoch: int, start: float, warmup: int, decay: float, floor: float = 1e-6) -> float:
-    """``start`` for ``warmup`` epochs (counted from 0), then ``start * decay**max(1, epoch - warmup)``, at least ``floor``.
-
-    The paper's figures (warmup 50, decay 0.88): 0.88 at epoch 50, 0.15 at 65, 0.006 at 90. The floor is the authors' code's.
-    """
-    return start if epoch < warmup else max(start * decay ** max(1, epoch - warmup), min(floor, start))
-
-
-def feasible_interval(w: Tensor, levels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Lower and upper end of the feasible interval round the level nearest to each weight, within ``[c_1, c_M]``."""
-    c = nearest_level(w, levels)
-    gap = levels.diff()
-    # a (gap - a) = sqrt(eps) at distance a from a level
-    reach = gap / 2 - (gap.square() / 4 - eps**0.5).clamp_min(0).sqrt()
-    none = reach.new_zeros(1)
-    j = torch.searchsorted(levels, c)
-    return c - torch.cat([none, reach])[j], c + torch.cat([reach, none])[j]
-
-
-def kkt_residual(w: Tensor, grad: Tensor, levels: Tensor, eps: float) -> Tensor:
-    """How far each coordinate is from a KKT point of ``min l(w)`` over the feasible set: zero exactly there.
-
-    ``|w - P(w - grad)|`` with P the projection on the interval of the nearest level: it vanishes iff ``w`` is feasible and the
-    gradient is zero or, at an end of the interval, points into it (paper, theorem: limits of the iterates, fixed eps).
-    """
-    low, high = feasible_interval(w, levels, eps)
-    return (w - torch.clamp(w - grad, low, high)).abs()
-
-
 class AskewSGD(LowBitOptimizer):
     """AskewSGD (Leconte et al. 2023, Alg. 1) over SGD or Adam. The parameter is the latent weight itself.
 
-    Any training loop serves: the forward pass uses the real-valued weights, and ``deployed()`` gives the nearest levels. Put
-    ``eps`` of the groups on a schedule (:func:`epsilon_at`); torch's schedulers act on ``lr``.
+    Any training loop serves: the forward pass uses the real-valued weights, and ``deployed()`` gives the nearest
+    levels. Put ``eps`` of the groups on a schedule (:func:`epsilon_at`); torch's schedulers act on ``lr``.
 
-    With ``scale="sawb"`` a layer trains plainly until eps falls below its bound; its SAWB scale ``s`` is measured then and kept
-    (a scale that followed the clamped weights would shrink the layer step by step). From there on levels are
+    With ``scale="sawb"`` a layer trains plainly until eps falls below its bound; its SAWB scale ``s`` is measured then
+    and kept (a scale that followed the clamped weights would shrink the layer step by step). From there on levels are
     ``s c_j``, and the direction is taken in units of ``s``, as in the authors' multi-bit code.
 
     Args:
@@ -112,19 +39,19 @@ class AskewSGD(LowBitOptimizer):
         alpha: strength of the pull towards feasibility (paper's alpha). It is a rate for plain SGD only.
         clip: largest step of plain SGD that the constraint may ask for, in level gaps: the paper's
             ``M = clip * gap * s / lr``. In these units it means the same for every layer, level set and learning rate;
-            0.25 is the authors' multi-bit code. From 1 on it does not bind in plain binary SGD with ``clamp``, because such a
-            step ends at the level anyway: that is the authors' binary code, which has no clip.
+            0.25 is the authors' multi-bit code. From 1 on it does not bind in plain binary SGD with ``clamp``, because
+            such a step ends at the level anyway: that is the authors' binary code, which has no clip.
         order: ``"skew_then_base"`` hands the skewed gradient to SGD or Adam (authors' code); ``"base_then_skew"`` skews
             the direction of SGD or Adam, so that the constraint acts on the step itself (our ablation).
         clamp: keep weights within the outer levels (authors' code; not in Alg. 1).
         compile: one compiled kernel instead of eager operations (torch.compile: needs a C++ compiler, or Triton on
-            CUDA). Results differ in the last digit.
+            CUDA; order skew_then_base with clamp). Results differ in the last digit.
     """
 
     def __init__(
-        self, params: Iterable[Any], *, lr: float, weights: str | None = "binary", eps: float | None = None, alpha: float = 0.5,
-        clip: float = 1.0, order: Literal["skew_then_base", "base_then_skew"] = "skew_then_base", clamp: bool = True,
-        compile: bool = False, **inner: Any,
+        self, params: Iterable[Any], *, lr: float, weights: str | None = "binary", eps: float | None = None,
+        alpha: float = 0.5, clip: float = 1.0, order: Literal["skew_then_base", "base_then_skew"] = "skew_then_base",
+        clamp: bool = True, compile: bool = False, **inner: Any,
     ) -> None:
         if order not in ("skew_then_base", "base_then_skew"):
             raise ValueError(f"order = {order!r}; allowed: 'skew_then_base', 'base_then_skew'.")
@@ -169,7 +96,9 @@ class AskewSGD(LowBitOptimizer):
         levels, s = LEVELS[group["weights"]], float(self.state[p]["scale"])
         return levels[0] * s, levels[-1] * s
 
-    def _askew_step(self, group: dict[str, Any], params: list[nn.Parameter], e: float, gap: float) -> list[nn.Parameter]:
+    def _askew_step(
+        self, group: dict[str, Any], params: list[nn.Parameter], e: float, gap: float,
+    ) -> list[nn.Parameter]:
         """A step under the constraint; returns the parameters still to be clamped.
 
         ``e`` is eps over its bound, ``gap`` in integer units.
@@ -181,9 +110,9 @@ class AskewSGD(LowBitOptimizer):
             for p, d in zip(params, directions, strict=True):
                 p.add_(self._skewed(group, p, d.neg_(), e, gap), alpha=-group["lr"])
             return params
-        if group["base"] == "sgd" and group["clamp"]:
+        if group["clamp"]:
             for p in (p for p in params if p.is_contiguous()):
-                self._fused_sgd(group, p, e, gap)
+                self._fused(group, p, self._constraint(group, p, e, gap))
             params = [p for p in params if not p.is_contiguous()]
         if params:
             self._descend(group, params, params, [self._skewed(group, p, p.grad, e, gap) for p in params])
@@ -198,20 +127,25 @@ class AskewSGD(LowBitOptimizer):
 
     def _skewed(self, group: dict[str, Any], p: nn.Parameter, g: Tensor, e: float, gap: float) -> Tensor:
         if group["clamp"] and p.is_contiguous():
-            skew_into = kernel.skew_into_compiled if group["compile"] else kernel.skew_into
-            return skew_into(torch.empty_like(p), p, g.contiguous(), self._constraint(group, p, e, gap))
+            return kernel.skew_into(torch.empty_like(p), p, g.contiguous(), self._constraint(group, p, e, gap))
         s = float(self.state[p]["scale"])
         levels = torch.tensor(LEVELS[group["weights"]], dtype=p.dtype, device=p.device)
         return askew_direction(p / s, g / s, levels, group["eps"], group["alpha"], self._speed_limit(group, gap)) * -s
 
-    def _fused_sgd(self, group: dict[str, Any], p: nn.Parameter, e: float, gap: float) -> None:
-        state = self.state[p]
-        if group["momentum"] and "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        low, high = self._range(group, p)
-        step = kernel.sgd_step_compiled if group["compile"] else kernel.sgd_step
-        step(p, p.grad.contiguous(), state.get("momentum_buffer"), self._constraint(group, p, e, gap), lr=group["lr"],
-             momentum=group["momentum"], weight_decay=group["weight_decay"], low=low, high=high)
+    def _fused(self, group: dict[str, Any], p: nn.Parameter, k: kernel.Constraint) -> None:
+        """Skew, inner step and clamp in one; the state is the one that :meth:`_descend` keeps."""
+        state, (low, high) = self.state[p], self._range(group, p)
+        common = dict(lr=group["lr"], weight_decay=group["weight_decay"], low=low, high=high, compiled=group["compile"])
+        if group["base"] == "sgd":
+            if group["momentum"] and "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            return kernel.sgd_step(p, p.grad.contiguous(), state.get("momentum_buffer"), k, momentum=group["momentum"],
+                                   **common)
+        if "exp_avg" not in state:
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        state["step"] += 1
+        kernel.adam_step(p, p.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], k, t=int(state["step"]),
+                         betas=group["betas"], eps=group["adam_eps"], **common)
 
     def scale_of(self, group: dict[str, Any], p: nn.Parameter) -> Tensor | float:
         """Weight units a level unit: the scale in force, or the one that SAWB would give now."""
@@ -232,7 +166,10 @@ class AskewSGD(LowBitOptimizer):
 
     @torch.no_grad()
     def constraint_report(self) -> dict[str, float]:
-        """Over all quantised weights: the share with ``phi > eps``, and the mean distance from the nearest level (level units)."""
+        """Over all quantised weights: the share with ``phi > eps``, and the mean distance from the nearest level.
+
+        The distance is in integer level units.
+        """
         infeasible, distance, count, eps = 0.0, 0.0, 0, None
         for group in self.param_groups:
             if group["weights"] is None:
@@ -246,7 +183,8 @@ class AskewSGD(LowBitOptimizer):
                 count += p.numel()
         if not count:
             return {}
-        return {"train/epsilon": eps, "train/infeasible": float(infeasible) / count, "train/level_distance": float(distance) / count}
+        return {"train/epsilon": eps, "train/infeasible": float(infeasible) / count,
+                "train/level_distance": float(distance) / count}
 
 
 # --- the method -------------------------------------------------------------------------------------------
@@ -255,31 +193,39 @@ class AskewSGD(LowBitOptimizer):
 class AskewSGDParams(LowBitParams):
     """Defaults: the paper's binary CIFAR-10 run (its grid's best pair of alpha and learning rate)."""
 
-    epochs: int = Field(100, ge=1, le=10_000, description="passes over the training set (paper: 100 binary, 200 multi-bit)")
-    lr: float = Field(0.06, gt=0, le=100, description="learning rate at the start (paper's CIFAR-10 grid: 0.01 to 0.06)")
+    epochs: int = Field(
+        100, ge=1, le=10_000, description="passes over the training set (paper: 100 binary, 200 multi-bit)")
+    lr: float = Field(
+        0.06, gt=0, le=100, description="learning rate at the start (paper's CIFAR-10 grid: 0.01 to 0.06)")
     lr_decay_epochs: tuple[int, ...] = Field(
-        (20, 40), description="epochs, counted from 0, at whose start the learning rate decays (paper, binary: 20 and 40)")
+        (20, 40), description="epochs, counted from 0, at whose start the learning rate decays (paper, binary: 20, 40)")
     alpha: float = Field(
-        0.5, gt=0, le=10, description="strength of the pull towards the intervals (paper's CIFAR-10 grid: 0.2 to 0.5; range 0.1 to 5)")
+        0.5, gt=0, le=10,
+        description="strength of the pull towards the intervals (paper: tuned in 0.1 to 5; its CIFAR-10 grid: 0.2 to 0.5)")
     eps_start: float = Field(
-        0.0, ge=0, le=1, description="interval width at the start, in integer level units; 0 = at the bound of the level set, "
-        "min gap^4/16 (binary 1, others 1/16; the paper's start)")
+        0.0, ge=0, le=1,
+        description="interval width at the start, in integer level units; 0 = at the bound of the level set, min gap^4/16 "
+        "(binary 1, others 1/16; the paper's start)")
     eps_warmup: int = Field(50, ge=0, le=10_000, description="epochs before the width shrinks (paper: 50)")
-    eps_decay: float = Field(0.88, gt=0, le=1, description="factor on the width each epoch afterwards (paper: 0.88; 0.5, 0.8 also worked)")
+    eps_decay: float = Field(
+        0.88, gt=0, le=1, description="factor on the width each epoch afterwards (paper: 0.88; 0.5 and 0.8 also worked)")
     clip: float = Field(
-        1.0, gt=0, le=1e6, description="largest plain SGD step the constraint may ask for, in level gaps (authors' multi-bit "
-        "code: 0.25; 1 does not bind in binary; the paper's own M is not stated)")
+        1.0, gt=0, le=1e6,
+        description="largest plain SGD step the constraint may ask for, in level gaps (authors' multi-bit code: 0.25; from "
+        "1 on it does not bind in plain binary SGD; the paper does not state its M)")
     order: Literal["skew_then_base", "base_then_skew"] = Field(
-        "skew_then_base", description="skew the gradient before Adam or SGD (authors' code), or their direction (our ablation)")
+        "skew_then_base", description="skew the gradient before Adam or SGD (authors' code), or their step (our ablation)")
     clamp: bool = Field(True, description="keep weights within the outer levels (authors' code)")
-    compile: bool = Field(False, description="compile the update into one kernel; needs a C++ compiler, or Triton on CUDA")
+    compile: bool = Field(
+        False, description="compile the update into one kernel; needs a C++ compiler, or Triton on CUDA")
 
     @pydantic.model_validator(mode="after")
     def _within_bound(self) -> AskewSGDParams:
         bound = eps_bound(LEVELS[self.weights])
         if self.eps_start > bound:
-            raise ValueError(f"eps_start = {self.eps_start} is above {bound}, the bound of {self.weights} levels (min gap^4/16): "
-                             f"their intervals would merge. Give at most {bound}, or 0 for the bound itself")
+            raise ValueError(
+                f"eps_start = {self.eps_start} is above {bound}, the bound of {self.weights} levels (min gap^4/16): their "
+                f"intervals would merge. Give at most {bound}, or 0 for the bound itself")
         return self
 
 
@@ -291,7 +237,8 @@ class AskewSGDTraining(LowBitTraining):
     family = "lowbit"
     paper = "arXiv:2211.03741"
     kinds = ("classification",)
-    example = {"task": "digits/mlp", "params": {"epochs": 12, "eps_warmup": 4, "eps_decay": 0.5, "lr_decay_epochs": [6]}}
+    example = {"task": "digits/mlp", "params": {
+        "epochs": 12, "lr": 0.02, "lr_decay_epochs": [6], "alpha": 0.2, "eps_warmup": 4, "eps_decay": 0.7, "bn_batches": 14}}
 
     Params = AskewSGDParams
     params: AskewSGDParams
@@ -303,8 +250,8 @@ class AskewSGDTraining(LowBitTraining):
 
     def optimizer(self, model: nn.Module, ctx: Context) -> AskewSGD:
         p = self.params
-        return AskewSGD(self.groups(model), **self.common(), eps=self.epsilon(0), alpha=p.alpha, clip=p.clip, order=p.order,
-                        clamp=p.clamp, compile=p.compile)
+        return AskewSGD(self.groups(model), **self.common(), eps=self.epsilon(0), alpha=p.alpha, clip=p.clip,
+                        order=p.order, clamp=p.clamp, compile=p.compile)
 
     def on_epoch(self, state: SupervisedState) -> None:
         for group in state.optimizer.param_groups:

@@ -1,0 +1,16 @@
+"""Full precision: SGD or Adam on float32 weights, the reference that low-bit methods are compared with."""
+
+from __future__ import annotations
+
+from workbench.methods.supervised import SupervisedTraining
+
+
+class FullPrecision(SupervisedTraining):
+    """Float32 weights trained by SGD or Adam (parameter ``base``), nothing quantised."""
+
+    id = "full_precision"
+    title = "Full precision"
+    family = "lowbit"
+    paper = ""
+    kinds = ("classification",)
+    example = {"task": "digits/mlp", "params": {"epochs": 5, "lr": 0.01}}
