@@ -105,7 +105,8 @@ class Lab:
 @contextlib.contextmanager
 def jupyter_lab(folder: Path, env: Mapping[str, str] | None = None, theme: str = "JupyterLab Light") -> Iterator[Lab]:
     """A JupyterLab on 127.0.0.1 with a token, whose configuration, data, runtime files and home lie under ``folder``."""
-    places = {name: folder / name.lower() for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    names = ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    places = {name: folder / name.lower() for name in names}
     root = folder / "root"
     for place in (*places.values(), root):
         place.mkdir(parents=True, exist_ok=True)
@@ -151,6 +152,10 @@ def open_notebook(page: Page, lab: Lab, name: str) -> None:
 
 
 def run_cell(page: Page, index: int) -> None:
-    """Run the code cell at ``index``, as Shift+Enter does."""
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").nth(index).click()
+    """Run the code cell at ``index``, as Shift+Enter does, and see that the kernel has taken it."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(index)
+    before = cell.locator(".jp-InputPrompt").inner_text()
+    cell.locator(".cm-content").click()
     page.keyboard.press("Shift+Enter")
+    page.wait_for_function("([cell, before]) => cell.querySelector('.jp-InputPrompt').innerText !== before",
+                           arg=[cell.element_handle(), before])

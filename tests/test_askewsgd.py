@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import lowbit_helpers as h
+from tests.one_thread import one_thread  # noqa: F401
 from tracking.errors import UserError
 from workbench.methods.lowbit import _askew_kernel as kernel
 from workbench.methods.lowbit._askew_constraint import (
@@ -26,16 +27,6 @@ from workbench.methods.lowbit.askewsgd import AskewSGD, AskewSGDTraining
 from workbench.params import parse
 
 MULTI = [name for name in LEVELS if name != "binary"]
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors here are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 UNEVEN = (-1.5, -0.25, 0.5, 2.0)
 
 

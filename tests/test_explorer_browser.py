@@ -28,7 +28,8 @@ def test_first_five_minutes(tmp_path: Path, record_property):
     with jupyter_lab(tmp_path / "lab", env) as lab, browser_page() as page:
         troubles: list[str] = []
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        lab.write("explorer.ipynb", "import workbench\nworkbench.explore(tracking='off')", "print(6 * 7)", "workbench.explore(tracking='off')")
+        explore = "import workbench\nworkbench.explore(tracking='off')"
+        lab.write("explorer.ipynb", explore, "print(6 * 7)", explore)
         open_notebook(page, lab, "explorer.ipynb")
         run_cell(page, 0)
         page.wait_for_selector(".wb", timeout=60_000)
@@ -99,7 +100,8 @@ def run_a_second_one(page: Page) -> None:
 
 
 def look_at_the_texts(page: Page) -> None:
-    for tab, text in (("Python", "workbench.run("), ("Command line", "workbench run toy toy --seed 1"), ("Papermill", "papermill notebooks/run.ipynb")):
+    texts = {"Python": "workbench.run(", "Command line": "workbench run toy toy --seed 1", "Papermill": "papermill notebooks/run.ipynb"}
+    for tab, text in texts.items():
         page.locator(".wb").get_by_role("tab", name=tab).first.click()
         shown = page.locator(".wb textarea:visible").first
         shown.wait_for()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import lowbit_helpers as h
+from tests.one_thread import one_thread  # noqa: F401
 from workbench.method import Context
 from workbench.methods.lowbit._activations import FourBitActivation
 from workbench.methods.lowbit._levels import LEVELS, nearest_level, sawb_scale
@@ -124,7 +125,7 @@ def test_wrapped_layer_equals_the_same_by_hand(layer, weights):
     upstream = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     y.backward(upstream)
 
-    w, q = layer.weight.detach(), FourBitActivation().double()(x.detach()).requires_grad_()
+    w, q = layer.weight.detach().clone(), FourBitActivation().double()(x.detach()).requires_grad_()
     s = sawb_scale(w, weights)
     with torch.no_grad():
         layer.weight.copy_(nearest_level(w / s, torch.tensor(LEVELS[weights], dtype=w.dtype)) * s)
@@ -203,6 +204,6 @@ def test_deployed_model_holds_levels_and_computes_what_was_trained():
 
 @pytest.mark.parametrize("params", [{}, {"weights": "2bit"}, {"samples": 4}, {"samples": 0}, {"inputs": False}])
 def test_method_learns(params):
-    _, state, final, _ = h.live(LUQTraining, **{"epochs": 12, "lr": 0.02, "layers": "all"} | params)
+    _, _, final, _ = h.live(LUQTraining, **{"epochs": 12, "lr": 0.02, "layers": "all"} | params)
     assert final["eval/accuracy"] > 0.8  # chance is 0.25
     assert final["memory/bits_per_weight"] < 32

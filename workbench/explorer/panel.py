@@ -20,8 +20,9 @@ from workbench.params import Field, Params
 
 def run_params() -> type[Params]:
     """What belongs to the run itself: seed and device, with the devices of this machine."""
-    import torch
     from typing import Literal
+
+    import torch
 
     cuda = tuple(f"cuda:{n}" for n in range(torch.cuda.device_count()))
     devices = Literal[("auto", "cpu", *cuda)]

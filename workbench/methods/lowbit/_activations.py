@@ -94,7 +94,7 @@ class FourBitActivation(nn.Module):
                 first = self.clip == 0
                 self.clip.copy_(torch.where(first, clip, torch.lerp(self.clip, clip.to(self.clip), EVAL_MOMENTUM)))
                 self.signed.copy_(signed)
-            step = (clip * torch.where(signed, 2 / 15, 1 / 15)).clamp_min(torch.finfo(x.dtype).tiny).to(x.dtype)
+            step = (clip * (1 + signed.to(clip.dtype)) / 15).clamp_min(torch.finfo(x.dtype).tiny).to(x.dtype)
             q = torch.clamp(torch.round(x / step), torch.where(signed, -8.0, 0.0), torch.where(signed, 7.0, 15.0)) * step
         return straight_through(x, q)
 

@@ -24,10 +24,10 @@ MAX_WEIGHTS = 20
 
 
 class SplitNorm(nn.Module):
-    """Batch norm whose statistics are those of the first ``count`` rows of its input; the others are normalised with them.
+    """Batch norm of the first ``count`` rows of its input in training mode, and of the others with their statistics.
 
-    So one pass over training samples followed by test samples gives training outputs, and test outputs as with running
-    statistics from the whole training set. Free of state, so it can be mapped over networks.
+    So one pass over training samples followed by test samples gives the outputs of a training batch of all, and test
+    outputs as with running statistics from it. Free of state, so it can be mapped over networks.
 
     Args:
         norm: the layer whose ``eps``, scale and shift are taken.
@@ -39,11 +39,12 @@ class SplitNorm(nn.Module):
         self.eps, self.weight, self.bias, self.count = norm.eps, norm.weight, norm.bias, count
 
     def forward(self, x: Tensor) -> Tensor:
-        dims = [d for d in range(x.dim()) if d != 1]
-        # the unbiased variance, as torch's running statistics have it
-        var, mean = torch.var_mean(x[:self.count], dims, keepdim=True)
-        y = (x - mean) * torch.rsqrt(var + self.eps)
-        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
+        dims, shape = [d for d in range(x.dim()) if d != 1], [-1 if d == 1 else 1 for d in range(x.dim())]
+        first, rest = x[:self.count], x[self.count:]
+        # as in torch: biased variance for the batch itself, unbiased in the running statistics
+        var, mean = torch.var_mean(first, dims, keepdim=True)
+        n = first.numel() // x.shape[1]
+        y = torch.cat([(first - mean) * torch.rsqrt(var * (n - 1) / n + self.eps), (rest - mean) * torch.rsqrt(var + self.eps)])
         return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
 
 
