@@ -38,22 +38,24 @@ class Constraint:
     centred: bool
 
 
-def skew(w: Tensor, g: Tensor, k: Constraint) -> Tensor:
-    """The gradient to follow instead of ``g``: a new tensor, equal to ``-askew_direction``.
+def skew(w: Tensor, g: Tensor, k: Constraint, scratch: Tensor | None = None) -> Tensor:
+    """The gradient to follow instead of ``g``, equal to ``-askew_direction``.
 
-    ``w`` lies within the outer levels. At a midpoint the result is ``-clip`` (``+clip`` at -0.0).
+    ``w`` lies within the outer levels. At a midpoint the result is ``-clip`` (``+clip`` at -0.0). ``w`` and ``g`` are 1-D;
+    the result lies in ``scratch``, of at least ``(3, n)``, where it is given.
     """
+    a, target, y = w.new_empty(3, w.numel()) if scratch is None else scratch[:, :w.numel()]
     half = k.gap / 2
     if k.centred:
-        y, stretch = (w if half == 1 else (w / half).clamp_(-1, 1)), 1.0
+        y, stretch = w if half == 1 else torch.div(w, half, out=y).clamp_(-1, 1), 1.0
     else:  # y = z / 2: the offset from the nearest midpoint, in gaps
-        y = torch.sub(w / k.gap, 0.5)
-        y -= torch.round(y)
+        torch.div(w, k.gap, out=y).sub_(0.5)
+        y.sub_(torch.round(y, out=a))
         stretch = 4.0
     c = half * k.alpha / 4 * stretch**-0.5
     # torch vectorises these element-wise operations far better when no operand is broadcast
-    a = torch.full_like(w, c).addcmul_(y, y, value=-stretch * c)  # c q
-    target = a.reciprocal()
+    a.fill_(c).addcmul_(y, y, value=-stretch * c)  # c q
+    torch.reciprocal(a, out=target)
     a.add_(target, alpha=-k.e * c * c)  # c (q - e/q): positive iff infeasible
     torch.threshold_(a, 0.0, -torch.inf)
     target.zero_().addcdiv_(a, y, value=-1).clamp_(-k.clip, k.clip)
@@ -62,17 +64,19 @@ def skew(w: Tensor, g: Tensor, k: Constraint) -> Tensor:
     return torch.lerp(g, target, a, out=target)
 
 
-def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of flattened tensors, a cache-sized chunk at a time on a CPU, whole on other devices."""
-    flat = [t.view(-1) for t in tensors]
-    size = CHUNK * torch.get_num_threads() if flat[0].device.type == "cpu" else flat[0].numel()
-    return zip(*(t.split(size) for t in flat), strict=True)
+def chunks(w: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Scratch for :func:`skew` and views of the flattened tensors: a cache-sized chunk at a time on a CPU, else whole."""
+    size = min(CHUNK * torch.get_num_threads(), w.numel()) if w.device.type == "cpu" else w.numel()
+    if size:
+        scratch = w.new_empty(3, size)
+        for parts in zip(*(t.view(-1).split(size) for t in (w, *others)), strict=True):
+            yield scratch, *parts
 
 
 def skew_into(out: Tensor, w: Tensor, g: Tensor, k: Constraint) -> Tensor:
-    """:func:`skew` for tensors of any size, written to ``out``."""
-    for o, w_part, g_part in chunks(out, w, g):
-        o.copy_(skew(w_part, g_part, k))
+    """:func:`skew` for tensors of any shape, written to ``out``."""
+    for scratch, w_part, g_part, o in chunks(w, g, out):
+        o.copy_(skew(w_part, g_part, k, scratch))
     return out
 
 
@@ -83,8 +87,8 @@ def sgd_step(
     """Skew, SGD step and clamp to ``[low, high]`` in one pass; changes ``w`` and its momentum ``buffer``."""
     if compiled:
         return _run(_sgd, (w, g, buffer), k, lr, momentum, weight_decay, low, high)
-    for w_part, g_part, *b in chunks(w, g) if buffer is None else chunks(w, g, buffer):
-        d = skew(w_part, g_part, k)
+    for scratch, w_part, g_part, *b in chunks(w, g) if buffer is None else chunks(w, g, buffer):
+        d = skew(w_part, g_part, k, scratch)
         if weight_decay:
             d.add_(w_part, alpha=weight_decay)
         if b:
@@ -101,8 +105,8 @@ def adam_step(
     size, root = lr / (1 - b1**t), (1 - b2**t) ** 0.5
     if compiled:
         return _run(_adam, (w, g, m, v), k, size, root, b1, b2, eps, weight_decay, low, high)
-    for w_part, g_part, m_part, v_part in chunks(w, g, m, v):
-        d = skew(w_part, g_part, k)
+    for scratch, w_part, g_part, m_part, v_part in chunks(w, g, m, v):
+        d = skew(w_part, g_part, k, scratch)
         if weight_decay:
             d.add_(w_part, alpha=weight_decay)
         m_part.lerp_(d, 1 - b1)
