@@ -7,6 +7,7 @@ Needs what a compute node has: torch, numpy, pandas, pydantic, filelock, and CIF
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 
@@ -16,7 +17,7 @@ from tracking import journal
 from tracking.errors import UserError
 from tracking.results import keep
 from workbench import registry
-from workbench.provenance import environment, hardware
+from workbench.provenance import hardware, record
 from workbench.runs import Run, run
 
 # Both devices see the same batches and the same initial weights, so the first report differs by rounding alone: float32 products
@@ -75,7 +76,7 @@ def full_study(budget_s: float) -> None:
 
     begin, ended, longest = time.monotonic(), [], 0.0
     for seed in range(5):
-        for spec in w1a32("cifar10/vgg_small", 100, {}):
+        for spec in w1a32("cifar10/vgg_small", 100, {}, paper_rates=True):
             if time.monotonic() - begin + longest > budget_s:
                 break
             started = time.monotonic()
@@ -86,19 +87,16 @@ def full_study(budget_s: float) -> None:
 
 
 def write(ended: list[Run]) -> None:
-    """Means and intervals by method, with provenance."""
-    from tracking.statistics import interval
-
+    """Figures by method, seed by seed, with provenance."""
     rows = []
     for method in dict.fromkeys(r.spec["method"] for r in ended):
         runs = [r for r in ended if r.spec["method"] == method and r.status == "finished"]
         for name in ("eval/accuracy", "eval/accuracy_latent", "eval/accuracy_bn", "clock/wall_s", "energy/gpu_j", "memory/peak_bytes"):
             values = [r.metrics[name] for r in runs if name in r.metrics]
             if values:
-                i = interval(values)
-                half = i.half_width if i.n > 1 else None
-                rows.append({"quantity": "w1a32", "method": method, "metric": name, "mean": i.mean, "half_width": half, "n": i.n, "profile": "full"})
-    keep("askewsgd", hardware("cuda"), rows, environment())
+                rows.append({"quantity": "w1a32", "method": method, "metric": name, "mean": statistics.fmean(values), "values": values,
+                             "n": len(values), "profile": "full"})
+    keep("askewsgd", hardware("cuda"), rows, record())
 
 
 def main() -> int:

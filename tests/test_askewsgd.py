@@ -214,11 +214,35 @@ def test_kernel_at_levels_and_midpoints():
     assert kernel.skew(w, torch.full((6,), 0.25), k).tolist() == [0.25] * 3 + [-7.0] * 3
 
 
-def test_chunks_cover_everything_once_whatever_the_number_of_threads():
-    w = torch.zeros(3 * kernel.CHUNK + 17)
-    for _, part in kernel.chunks(w):
-        part += 1
-    assert torch.equal(w, torch.ones_like(w))
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [0, 1, kernel.CHUNK, 4 * kernel.CHUNK + 1, 13 * kernel.CHUNK + 17])
+def test_chunks_cover_everything_once_whatever_the_number_of_threads(threads, size):
+    torch.set_num_threads(threads)
+    w = torch.nn.Parameter(torch.zeros(size))
+    kernel.in_chunks(lambda scratch, part: part.add_(1), w)
+    assert torch.equal(w.detach(), torch.ones(size))
+
+
+def test_an_error_in_a_thread_is_raised():
+    torch.set_num_threads(2)
+    with pytest.raises(TypeError):
+        kernel.in_chunks(lambda scratch, part: part.add_("x"), torch.zeros(20 * kernel.CHUNK))
+
+
+@pytest.mark.parametrize("base", ["sgd", "adam"])
+def test_steps_do_not_depend_on_the_number_of_threads(base):
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        generator = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.empty(11 * kernel.CHUNK + 5).uniform_(-1, 1, generator=generator))
+        optimizer = AskewSGD([p], lr=0.01, base=base, eps=0.3)
+        for _ in range(2):
+            p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        results.append(p.detach().clone())
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 # --- the optimiser ----------------------------------------------------------------------------------------

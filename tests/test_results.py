@@ -90,3 +90,16 @@ def test_nothing_kept_is_an_empty_table_and_damage_is_named(tmp_path):
     (tmp_path / "s" / "x.json").write_text("{}")
     with pytest.raises(UserError, match=r"x\.json"):
         kept("s", root=tmp_path)
+
+
+def test_values_stand_for_an_interval_worked_out_on_reading(tmp_path):
+    from tracking.statistics import interval
+
+    values = [0.81, 0.84, 0.82]
+    row = {"quantity": "w1a32", "method": "m", "metric": "eval/accuracy", "mean": sum(values) / 3, "values": values, "n": 3, "profile": "full"}
+    about = {"commit": "c", "date": "2026-01-01", "versions": {"torch": "2.13.0"}}
+    keep("trial", "Some GPU", [row], about, root=tmp_path)
+    found = kept("trial", root=tmp_path).iloc[0]
+    assert found.half_width == interval(values).half_width
+    with pytest.raises(UserError, match="do not have the mean"):
+        keep("trial", "Some GPU", [{**row, "mean": 0.5}], about, root=tmp_path)

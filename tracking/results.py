@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent / "results"
 REQUIRED = ("quantity", "method", "metric", "mean", "n", "profile")
-OPTIONAL = ("half_width", "unit")
+OPTIONAL = ("half_width", "unit", "values")
 PROVENANCE = ("commit", "date", "versions")
 PROFILES = ("smoke", "quick", "full")
 
@@ -35,14 +35,15 @@ def keep(study: str, hardware: str, rows: Iterable[Mapping[str, Any]], provenanc
         study: short name of letters, digits, ``-`` and ``_``.
         hardware: full name, such as ``"NVIDIA H100 80GB HBM3"``.
         rows: each with ``quantity`` (what it is, in words), ``method``, ``metric``, ``mean``, ``n`` (independent runs), ``profile``
-            (smoke, quick or full), for ``n`` of two or more ``half_width``, and ``unit`` where the metric is not a declared one.
+            (smoke, quick or full), for ``n`` of two or more ``half_width`` or else the ``values`` themselves (a compute node has no SciPy;
+            :func:`kept` then works the interval out), and ``unit`` where the metric is not a declared one.
         provenance: at least ``commit``, ``date`` and ``versions`` (package to version); more is kept as it is.
         level: confidence level of the half-widths (Student t).
 
     Raises :class:`UserError` naming the row and the fault; then nothing is written.
     """
     folder = _folder(study, root)
-    if not (isinstance(hardware, str) and _slug(hardware)):
+    if not (isinstance(hardware, str) and slug(hardware)):
         raise UserError(f"hardware = {hardware!r} is refused. Give the name of the hardware, such as 'NVIDIA H100 80GB HBM3'.")
     if missing := [name for name in PROVENANCE if not provenance.get(name)]:
         raise UserError(f"Provenance lacks {', '.join(missing)}. Needed: {', '.join(PROVENANCE)}.")
@@ -55,7 +56,7 @@ def keep(study: str, hardware: str, rows: Iterable[Mapping[str, Any]], provenanc
         raise UserError("There is no row to keep.")
     record = {"study": study, "hardware": hardware, "provenance": dict(provenance), "interval": {"kind": "Student t", "level": level},
               "rows": checked}
-    path = folder / f"{_slug(hardware)}.json"
+    path = folder / f"{slug(hardware)}.json"
     if path.is_file() and (other := json.loads(path.read_bytes())["hardware"]) != hardware:
         raise UserError(f"{path} holds the figures of {other!r}, whose short name is the same. Give {hardware!r} a name that differs.")
     write_atomic(path, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
@@ -72,10 +73,18 @@ def kept(study: str, *, root: str | os.PathLike[str] | None = None) -> pandas.Da
             record = json.loads(path.read_bytes())
             common = {"hardware": record["hardware"], "commit": record["provenance"]["commit"], "date": record["provenance"]["date"],
                       "level": record["interval"]["level"]}
-            rows += [{**row, **common} for row in record["rows"]]
+            rows += [{**_with_interval(row, common["level"]), **common} for row in record["rows"]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a file of kept results ({type(error).__name__}: {error}). Restore it, or delete it.") from None
     return pandas.DataFrame(rows, columns=[*REQUIRED, *OPTIONAL, "hardware", "commit", "date", "level"])
+
+
+def _with_interval(row: Mapping[str, Any], level: float) -> dict[str, Any]:
+    from tracking.statistics import interval
+
+    if row["n"] < 2 or "half_width" in row:
+        return dict(row)
+    return {**row, "half_width": interval(row["values"], level).half_width}
 
 
 def _check(row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -97,8 +106,12 @@ def _check(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     if not n.is_integer() or n < 1:
         raise UserError(f"{where}: n = {row['n']!r} is refused. Allowed: whole number, 1 <= x.")
     row |= {"n": int(n), "mean": _number(row["mean"], where, "mean"), "unit": _unit(row, where)}
-    if ("half_width" in row) != (n > 1):
-        fault = "one run has no interval; leave half_width out." if n == 1 else f"a mean over n = {n:g} needs its half_width."
+    if "values" in row:
+        row["values"] = [_number(v, where, "values") for v in row["values"]]
+        if len(row["values"]) != n or not math.isclose(math.fsum(row["values"]) / n, row["mean"], rel_tol=1e-9, abs_tol=1e-12):
+            raise UserError(f"{where}: values = {row['values']!r} do not have the mean {row['mean']!r} of n = {n:g}.")
+    if ("half_width" in row or "values" in row) < (n > 1) or ("half_width" in row) > (n > 1):
+        fault = "one run has no interval; leave half_width out." if n == 1 else f"a mean over n = {n:g} needs its half_width, or values."
         raise UserError(f"{where}: {fault}")
     if "half_width" in row:
         row["half_width"] = _number(row["half_width"], where, "half_width")
@@ -132,5 +145,5 @@ def _folder(study: str, root: str | os.PathLike[str] | None) -> Path:
     return (ROOT if root is None else Path(root)) / study
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

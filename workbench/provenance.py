@@ -36,6 +36,14 @@ def environment() -> dict[str, str]:
     return facts
 
 
+def record() -> dict[str, Any]:
+    """The same facts in the form of a kept result: commit, date, versions, and the rest."""
+    facts = environment()
+    versions = {name: facts[name] for name in ("python", *PACKAGES) if name in facts}
+    rest = {k: v for k, v in facts.items() if k not in versions and k != "commit"}
+    return {"commit": facts.get("commit", "not in a checkout"), "date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions, **rest}
+
+
 def hardware(device: str) -> str:
     """Name of what a run computes on."""
     facts = environment()

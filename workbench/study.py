@@ -132,6 +132,8 @@ class Study:
             print(note)
             self._sections.append(("Data", note))
             return stand_in, {}
+        if note := data.provenance(dataset).get("note"):
+            self._sections.append((f"About {dataset}", note))
         return f"{dataset}/{model}", sizes
 
     def paper_table(self, comparison: Comparison, paper: Mapping[str, str], metric: str = "eval/accuracy") -> pandas.DataFrame:

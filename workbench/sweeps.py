@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import json
 import os
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "processes")
 SPEC_FIELDS = ("method", "task", "params", "task_params", "seed", "device", "threads", "budget")
-RUN_FIELDS = (*SPEC_FIELDS, "fresh", "tracking", "experiment", "parent", "tags", "checkpoint_s")
+RUN_FIELDS = (*SPEC_FIELDS, "fresh", "tracking", "experiment", "parent", "tags", "observer", "checkpoint_s")
 
 
 @dataclass
@@ -110,12 +109,19 @@ def sweep(
 
 def _check(job: Mapping[str, Any], executor: str) -> str:
     """Refuse what a run would refuse, and what a child process cannot be handed; return the run's key."""
-    arguments = [*inspect.signature(run).parameters]
     for name in job:
-        if name not in arguments:
-            raise unknown("argument of a run", name, arguments)
-    if executor == "processes" and job.get("observer") is not None:
-        raise UserError("An observer cannot follow a run into another process. Use executor='local', or leave it out.")
+        if name not in RUN_FIELDS:
+            raise unknown("argument of a run in a sweep", name, RUN_FIELDS)
+    for name in ("method", "task"):
+        if name not in job:
+            raise UserError(f"A run of the sweep names no {name}: {dict(job)!r}.")
+    if executor == "processes":
+        if job.get("observer") is not None:
+            raise UserError("An observer cannot follow a run into another process. Use executor='local', or leave it out.")
+        try:
+            json.dumps(job)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"A run of the sweep cannot be handed to another process: {error}. Use executor='local'.") from None
     tracking_uri(job.get("tracking"))
     return resolve(**{k: v for k, v in job.items() if k in SPEC_FIELDS}).spec.key
 
@@ -214,7 +220,7 @@ class _NoBar:
 def _expand(runs: Iterable[Mapping[str, Any]], seeds: int | Iterable[int] | None, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     if seeds is not None and (isinstance(seeds, (bool, str)) or not isinstance(seeds, (int, Iterable))):
         raise UserError(f"seeds = {seeds!r} is refused. Give a number of seeds, or a list of them.")
-    chosen = [None] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    chosen = [None] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else [whole("seed", s, 0) for s in seeds]
     jobs = [{**common, **job, **({} if seed is None else {"seed": seed})} for job in runs for seed in chosen]
     if not jobs:
         raise UserError("The sweep has no runs: give at least one run and one seed.")

@@ -7,11 +7,13 @@ written to ``tracking/results/bench/<hardware>.json`` with its provenance.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
-from tracking.results import keep
-from workbench.provenance import environment, hardware
+from tracking.folder import write_atomic
+from tracking.results import ROOT, slug
+from workbench.provenance import hardware, record
 
 
 def main(names: list[str]) -> int:
@@ -29,9 +31,10 @@ def main(names: list[str]) -> int:
             rows.append(row)
             print("  " + describe(row), flush=True)
     if not names:
-        kept = [{"quantity": r["name"], "method": "workbench", "mean": r["ours"], "n": r["n"], "unit": r["unit"], "profile": "bench",
-                 "peer": r.get("peer"), "ratio": r.get("ratio"), "target": r.get("target", "")} for r in rows]
-        print(f"written to {keep('bench', hardware('cpu'), kept, environment())}")
+        machine = hardware("cpu")
+        path = ROOT / "bench" / f"{slug(machine)}.json"
+        write_atomic(path, json.dumps({"hardware": machine, "provenance": record(), "rows": rows}, indent=1) + "\n")
+        print(f"written to {path}")
     return 1 if any(r.get("met") is False for r in rows) else 0
 
 

@@ -8,14 +8,15 @@ formula for any levels is ``askew_direction``; the tests hold the three together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Elements a thread handles in one go. Small enough for the temporaries to stay in the second-level cache, so that main
-# memory is crossed once; equal to torch's own grain, so that the elements do split over the threads.
+# Elements handled in one go. Small enough for the temporaries to stay in the second-level cache, so that main memory is
+# crossed once; and torch's own grain, up to which it runs an operation in one thread.
 CHUNK = 32_768
 
 
@@ -64,19 +65,33 @@ def skew(w: Tensor, g: Tensor, k: Constraint, scratch: Tensor | None = None) -> 
     return torch.lerp(g, target, a, out=target)
 
 
-def chunks(w: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Scratch for :func:`skew` and views of the flattened tensors: a cache-sized chunk at a time on a CPU, else whole."""
-    size = min(CHUNK * torch.get_num_threads(), w.numel()) if w.device.type == "cpu" else w.numel()
-    if size:
-        scratch = w.new_empty(3, size)
-        for parts in zip(*(t.view(-1).split(size) for t in (w, *others)), strict=True):
-            yield scratch, *parts
+def in_chunks(work: Callable[..., None], *tensors: Tensor) -> None:
+    """Call ``work(scratch, *parts)`` on flat parts of ``tensors``: cache-sized ones on a CPU, else whole.
+
+    Parts are shared out between as many Python threads as torch would use. Each operation on a part runs in one thread, so
+    there is no barrier after each of a dozen small operations, only one at the end.
+    """
+    flat = [t.detach().view(-1) for t in tensors]
+    count = flat[0].numel()
+    size = CHUNK if flat[0].device.type == "cpu" else max(count, 1)
+
+    @torch.no_grad()  # a thread has a grad mode of its own
+    def run(start: int, stop: int) -> None:
+        scratch = flat[0].new_empty(3, min(size, stop - start))
+        for i in range(start, stop, size):
+            work(scratch, *(t[i:min(i + size, stop)] for t in flat))
+
+    threads = min(torch.get_num_threads(), -(-count // (4 * size)))
+    if threads < 2:
+        return run(0, count)
+    share = -(-count // (threads * size)) * size
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda i: run(i, min(i + share, count)), range(0, count, share)))
 
 
 def skew_into(out: Tensor, w: Tensor, g: Tensor, k: Constraint) -> Tensor:
     """:func:`skew` for tensors of any shape, written to ``out``."""
-    for scratch, w_part, g_part, o in chunks(w, g, out):
-        o.copy_(skew(w_part, g_part, k, scratch))
+    in_chunks(lambda scratch, w, g, out: out.copy_(skew(w, g, k, scratch)), w, g, out)
     return out
 
 
@@ -87,13 +102,16 @@ def sgd_step(
     """Skew, SGD step and clamp to ``[low, high]`` in one pass; changes ``w`` and its momentum ``buffer``."""
     if compiled:
         return _run(_sgd, (w, g, buffer), k, lr, momentum, weight_decay, low, high)
-    for scratch, w_part, g_part, *b in chunks(w, g) if buffer is None else chunks(w, g, buffer):
-        d = skew(w_part, g_part, k, scratch)
+
+    def work(scratch: Tensor, w: Tensor, g: Tensor, buffer: Tensor | None = None) -> None:
+        d = skew(w, g, k, scratch)
         if weight_decay:
-            d.add_(w_part, alpha=weight_decay)
-        if b:
-            d = b[0].mul_(momentum).add_(d)
-        w_part.add_(d, alpha=-lr).clamp_(low, high)
+            d.add_(w, alpha=weight_decay)
+        if buffer is not None:
+            d = buffer.mul_(momentum).add_(d)
+        w.add_(d, alpha=-lr).clamp_(low, high)
+
+    in_chunks(work, *(t for t in (w, g, buffer) if t is not None))
 
 
 def adam_step(
@@ -105,14 +123,17 @@ def adam_step(
     size, root = lr / (1 - b1**t), (1 - b2**t) ** 0.5
     if compiled:
         return _run(_adam, (w, g, m, v), k, size, root, b1, b2, eps, weight_decay, low, high)
-    for scratch, w_part, g_part, m_part, v_part in chunks(w, g, m, v):
-        d = skew(w_part, g_part, k, scratch)
+
+    def work(scratch: Tensor, w: Tensor, g: Tensor, m: Tensor, v: Tensor) -> None:
+        d = skew(w, g, k, scratch)
         if weight_decay:
-            d.add_(w_part, alpha=weight_decay)
-        m_part.lerp_(d, 1 - b1)
-        v_part.mul_(b2).addcmul_(d, d, value=1 - b2)
-        torch.sqrt(v_part, out=d).div_(root).add_(eps)
-        w_part.addcdiv_(m_part, d, value=-size).clamp_(low, high)
+            d.add_(w, alpha=weight_decay)
+        m.lerp_(d, 1 - b1)
+        v.mul_(b2).addcmul_(d, d, value=1 - b2)
+        torch.sqrt(v, out=d).div_(root).add_(eps)
+        w.addcdiv_(m, d, value=-size).clamp_(low, high)
+
+    in_chunks(work, w, g, m, v)
 
 
 # --- the same in one compiled pass: needs a C++ compiler (CPU) or Triton (CUDA) ---------------------------
