@@ -39,7 +39,10 @@ Lines = list[tuple[int, dict[str, float]]]
 
 def lasting(folder: RunFolder) -> Lines:
     """The journal without what depends on the moment (time, energy, memory)."""
-    return [(e.step, {k: v for k, v in e.values.items() if not METRICS[k].volatile}) for e in journal.read(folder.journal_path)]
+    return [
+        (e.step, {k: v for k, v in e.values.items() if not METRICS[k].volatile})
+        for e in journal.read(folder.journal_path)
+    ]
 
 
 def frozen(state: Any) -> Any:
@@ -53,7 +56,11 @@ def global_random_states() -> tuple[bytes, bytes]:
 
 def example_of(cls: type, short: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Task, parameters and task parameters of the example; ``short``: two units of it on few samples."""
-    task, params, task_params = cls.example["task"], dict(cls.example.get("params", {})), dict(cls.example.get("task_params", {}))
+    task, params, task_params = (
+        cls.example["task"],
+        dict(cls.example.get("params", {})),
+        dict(cls.example.get("task_params", {})),
+    )
     if short:
         known = registry.load_task(task).Params.model_fields
         task_params |= {k: v for k, v in SIZES.items() if k in known and bounds(known[k]).get("ge", 0) <= v}
@@ -80,7 +87,9 @@ def ran(cls: type, folder: Path, *, seed: int = 0, short: bool = True, stop_at: 
 
     with run.lock():
         status, reason = Loop(job, run, control, watch).run()
-    assert (status, reason) == (("stopped", "by the test") if stop_at and status == "stopped" else ("finished", "")), reason
+    assert (status, reason) == (("stopped", "by the test") if stop_at and status == "stopped" else ("finished", "")), (
+        reason
+    )
     return run
 
 
@@ -238,9 +247,16 @@ def test_the_smallest_legal_run_survives(entry):
     """Every whole number at its lower bound, where the bound is part of the range, and the smallest task."""
     cls = registry.load_method(entry.id)
     task, params, _ = example_of(cls, short=True)
-    smallest = {n: bounds(f)["ge"] for n, f in cls.Params.model_fields.items() if f.annotation is int and "ge" in bounds(f)}
+    smallest = {
+        n: bounds(f)["ge"] for n, f in cls.Params.model_fields.items() if f.annotation is int and "ge" in bounds(f)
+    }
     known = registry.load_task(task).Params.model_fields
-    least = {n: max(int(bounds(f).get("ge", 0)), size) for n, f in known.items() for name, size in (("train_size", 10), ("test_size", 10)) if n == name}
+    least = {
+        n: max(int(bounds(f).get("ge", 0)), size)
+        for n, f in known.items()
+        for name, size in (("train_size", 10), ("test_size", 10))
+        if n == name
+    }
     job = resolve(cls.id, task, params | smallest, task_params=least, device="cpu", threads=1)
     ctx = Context(device=torch.device("cpu"), seed=0)
     job.task.setup(ctx)
@@ -264,7 +280,9 @@ def test_it_refuses_a_task_of_another_kind_in_a_sentence(entry):
     cls = registry.load_method(entry.id)
     params = parse(cls.Params, cls.example.get("params"), entry.id)
     task_cls = registry.load_task(cls.example["task"])
-    task = task_cls(cls.example["task"].partition("/")[2], parse(task_cls.Params, cls.example.get("task_params"), "task"))
+    task = task_cls(
+        cls.example["task"].partition("/")[2], parse(task_cls.Params, cls.example.get("task_params"), "task")
+    )
     assert cls.refuses(task, params) is None
     task.kind = "something else"
     assert re.fullmatch(r"[A-Z].*something else.*\.", cls.refuses(task, params))
@@ -272,10 +290,42 @@ def test_it_refuses_a_task_of_another_kind_in_a_sentence(entry):
 
 # --- what it is ---------------------------------------------------------------------------------------------
 
-NOT_ITS_BUSINESS = {"time", "logging", "mlflow", "matplotlib", "plotly", "ipywidgets", "tqdm", "threading", "signal", "subprocess", "os", "pathlib",
-                    "shutil", "papermill"}
-OUTER_ROOMS = {f"workbench.{m}" for m in ("engine", "runs", "sweeps", "cli", "worker", "control", "checkpoint", "explorer", "study", "comparison",
-                                          "doctor", "catalogue", "spec", "registry", "provenance")}
+NOT_ITS_BUSINESS = {
+    "time",
+    "logging",
+    "mlflow",
+    "matplotlib",
+    "plotly",
+    "ipywidgets",
+    "tqdm",
+    "threading",
+    "signal",
+    "subprocess",
+    "os",
+    "pathlib",
+    "shutil",
+    "papermill",
+}
+OUTER_ROOMS = {
+    f"workbench.{m}"
+    for m in (
+        "engine",
+        "runs",
+        "sweeps",
+        "cli",
+        "worker",
+        "control",
+        "checkpoint",
+        "explorer",
+        "study",
+        "comparison",
+        "doctor",
+        "catalogue",
+        "spec",
+        "registry",
+        "provenance",
+    )
+}
 
 
 def sources() -> list[Path]:
@@ -289,23 +339,42 @@ def test_an_algorithm_never_logs_times_plots_stops_or_saves(file):
     text = file.read_text()
     assert len(text.splitlines()) < 300
     for node in ast.walk(ast.parse(text)):
-        imported = ([a.name for a in node.names] if isinstance(node, ast.Import)
-                    else [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)] if isinstance(node, ast.ImportFrom) else [])
+        imported = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for name in imported:
             assert name.partition(".")[0] not in NOT_ITS_BUSINESS, f"line {node.lineno} imports {name}"
             assert name not in OUTER_ROOMS, f"line {node.lineno} imports {name}"
             if name.startswith("tracking."):
-                assert name.split(".")[1] in ("codecs", "errors", "metrics", "energy_model"), f"line {node.lineno} imports {name}"
+                assert name.split(".")[1] in ("codecs", "errors", "metrics", "energy_model"), (
+                    f"line {node.lineno} imports {name}"
+                )
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("open", "print", "input", "exit", "torch.save", "torch.manual_seed", "np.random.seed", "random.seed",
-                                  "torch.use_deterministic_algorithms", "torch.set_num_threads"), f"line {node.lineno} calls {called}()"
+            assert called not in (
+                "open",
+                "print",
+                "input",
+                "exit",
+                "torch.save",
+                "torch.manual_seed",
+                "np.random.seed",
+                "random.seed",
+                "torch.use_deterministic_algorithms",
+                "torch.set_num_threads",
+            ), f"line {node.lineno} calls {called}()"
 
 
 @ENTRIES
 def test_its_declaration_is_whole(entry):
     cls = registry.load_method(entry.id)
-    assert cls.__init__ is registry.load_method(entry.id).__mro__[-2].__init__, "a method computes nothing when it is made"
+    assert cls.__init__ is registry.load_method(entry.id).__mro__[-2].__init__, (
+        "a method computes nothing when it is made"
+    )
     assert all(f.description for f in cls.Params.model_fields.values())
     assert parse(cls.Params, {}, entry.id) is not None
     assert parse(cls.Params, cls.example.get("params"), entry.id) is not None

@@ -21,7 +21,9 @@ from tracking.metrics import METRICS
 ROOT = Path(__file__).parent.parent
 
 
-def replay(readings: list[float], metric: str = "energy/cpu_j", source: str = "replayed", wrap_j: float | None = None) -> Counter:
+def replay(
+    readings: list[float], metric: str = "energy/cpu_j", source: str = "replayed", wrap_j: float | None = None
+) -> Counter:
     """A counter that shows the given readings, one a look; an exception among them is raised."""
     rest = iter(readings)
 
@@ -70,13 +72,22 @@ def test_a_counter_that_wraps_is_unwrapped(steps, start):
 
 
 def test_packages_are_added_and_both_named():
-    meter = EnergyMeter([replay([0, 3], source="RAPL package-0"), replay([5, 9], source="RAPL package-1"), replay([0, 2], "energy/gpu_j", "NVML")])
+    meter = EnergyMeter(
+        [
+            replay([0, 3], source="RAPL package-0"),
+            replay([5, 9], source="RAPL package-1"),
+            replay([0, 2], "energy/gpu_j", "NVML"),
+        ]
+    )
     assert windows(meter, 1) == {"energy/cpu_j": 7, "energy/gpu_j": 2}
     assert meter.sources == {"energy/cpu_j": "RAPL package-0 + RAPL package-1", "energy/gpu_j": "NVML"}
 
 
-@pytest.mark.parametrize("readings", [[0, 5, OSError("gone"), 7, 8, 9], [0, 5, 6, OSError("gone"), 8, 9], [0, 5, 6, 2, 3, 4]],
-                         ids=["fails at start", "fails at stop", "reset by the driver"])
+@pytest.mark.parametrize(
+    "readings",
+    [[0, 5, OSError("gone"), 7, 8, 9], [0, 5, 6, OSError("gone"), 8, 9], [0, 5, 6, 2, 3, 4]],
+    ids=["fails at start", "fails at stop", "reset by the driver"],
+)
 def test_a_figure_with_an_unknown_window_is_dropped_and_never_too_small(readings):
     """The run goes on; a package that still answers does not stand for both."""
     meter = EnergyMeter([replay(readings), replay([0, 1, 2, 3, 4, 5]), replay([0, 1, 1, 2, 2, 3], "energy/gpu_j")])
@@ -151,7 +162,9 @@ def test_rapl_reads_packages_and_nothing_else(rapl):
     (rapl / "intel-rapl").mkdir()
     counters = energy._rapl(rapl)
     assert [(c.metric, c.source, c.read(), c.wrap_j) for c in counters] == [
-        ("energy/cpu_j", "RAPL package-0", 5.0, 10.0), ("energy/cpu_j", "RAPL package-1-die-0", 1.0, 10.0)]
+        ("energy/cpu_j", "RAPL package-0", 5.0, 10.0),
+        ("energy/cpu_j", "RAPL package-1-die-0", 1.0, 10.0),
+    ]
     meter = EnergyMeter(counters)
     meter.start()
     (rapl / "intel-rapl:0/energy_uj").write_text("2000000\n")  # wrapped at 10 J: 5 J to the end and 2 J more
@@ -218,7 +231,9 @@ print(before, meter.read())
 
 
 def peaks(size: int) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", GROWTH, str(size)], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(size)], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

@@ -18,7 +18,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+CONSTRAINTS = [
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
@@ -29,11 +31,19 @@ def pins() -> dict[str, Version]:
 def listed_files() -> list[Path]:
     """What is, or is about to be, under version control; every file but caches where there is no git."""
     try:
-        listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-                                capture_output=True, text=True, check=True).stdout.split("\0")
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        listed = [str(p.relative_to(ROOT)) for room in ("workbench", "tracking", "tests", "notebooks", ".ci")
-                  for p in (ROOT / room).rglob("*") if "__pycache__" not in p.parts]
+        listed = [
+            str(p.relative_to(ROOT))
+            for room in ("workbench", "tracking", "tests", "notebooks", ".ci")
+            for p in (ROOT / room).rglob("*")
+            if "__pycache__" not in p.parts
+        ]
     return sorted(p for name in listed if name and (p := ROOT / name).is_file())
 
 
@@ -42,7 +52,9 @@ FILES = listed_files()
 
 @pytest.mark.parametrize("line", CONSTRAINTS)
 def test_constraints_are_exact_versions_and_nothing_else(line):
-    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*", line), "no address, no option, no local version"
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*", line), (
+        "no address, no option, no local version"
+    )
 
 
 def test_constraints_name_each_package_once():
@@ -52,7 +64,12 @@ def test_constraints_name_each_package_once():
 
 def requirements() -> list:
     groups = {"node": PROJECT["dependencies"], **EXTRAS}
-    return [pytest.param(Requirement(text), id=f"{group}-{text}") for group, texts in groups.items() for text in texts if group != "peers"]
+    return [
+        pytest.param(Requirement(text), id=f"{group}-{text}")
+        for group, texts in groups.items()
+        for text in texts
+        if group != "peers"
+    ]
 
 
 @pytest.mark.parametrize("requirement", requirements())
@@ -66,7 +83,13 @@ def test_every_requirement_has_a_pin_that_satisfies_it(requirement):
 
 def test_a_node_needs_five_packages():
     """What every run imports; the rest is for people who look at runs."""
-    assert {Requirement(r).name for r in PROJECT["dependencies"]} == {"torch", "numpy", "pandas", "pydantic", "filelock"}
+    assert {Requirement(r).name for r in PROJECT["dependencies"]} == {
+        "torch",
+        "numpy",
+        "pandas",
+        "pydantic",
+        "filelock",
+    }
 
 
 def test_conda_users_get_the_same():
@@ -94,13 +117,21 @@ def third_party(file: Path) -> set[str]:
 def test_what_is_imported_is_declared():
     """Every third-party import of the code and the tests is a requirement, or comes with one (noted here with its bearer)."""
     called = {"sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py", "yaml": "pyyaml"}
-    comes_with = {"annotated_types": "pydantic", "packaging": "pytest", "nbformat": "papermill", "nbclient": "papermill", "nbconvert": "jupyterlab"}
+    comes_with = {
+        "annotated_types": "pydantic",
+        "packaging": "pytest",
+        "nbformat": "papermill",
+        "nbclient": "papermill",
+        "nbconvert": "jupyterlab",
+    }
     declared = {Requirement(r).name for group in (PROJECT["dependencies"], *EXTRAS.values()) for r in group}
     assert set(comes_with.values()) <= declared
     for file in FILES:
         if file.suffix == ".py":
             for name in third_party(file) - set(sys.stdlib_module_names) - {"workbench", "tracking", "tests"}:
-                assert called.get(name, name) in declared or name in comes_with, f"{file.relative_to(ROOT)} imports {name}"
+                assert called.get(name, name) in declared or name in comes_with, (
+                    f"{file.relative_to(ROOT)} imports {name}"
+                )
 
 
 def test_tracking_never_imports_workbench():
@@ -111,9 +142,35 @@ def test_tracking_never_imports_workbench():
 # --- files --------------------------------------------------------------------------------------------------
 
 # written apart, so that this file does not find itself
-PLACES = re.compile("|".join(["/wo" + "rk/", "/ro" + "ot/", "/ho" + r"me/\w", "/Us" + r"ers/\w", r"[A-Z]:\\\\Us" + "ers", "/mn" + "t/", "/scr" + "atch/"]))
-HOSTS = re.compile("|".join(["index" + "-url", "extra" + "-index", "trusted" + "-host", r"pypi\.o" + "rg", "files.python" + "hosted", "artif" + "actory",
-                             "test.py" + "pi", "dev" + "pi", "nex" + "us"]), re.I)
+PLACES = re.compile(
+    "|".join(
+        [
+            "/wo" + "rk/",
+            "/ro" + "ot/",
+            "/ho" + r"me/\w",
+            "/Us" + r"ers/\w",
+            r"[A-Z]:\\\\Us" + "ers",
+            "/mn" + "t/",
+            "/scr" + "atch/",
+        ]
+    )
+)
+HOSTS = re.compile(
+    "|".join(
+        [
+            "index" + "-url",
+            "extra" + "-index",
+            "trusted" + "-host",
+            r"pypi\.o" + "rg",
+            "files.python" + "hosted",
+            "artif" + "actory",
+            "test.py" + "pi",
+            "dev" + "pi",
+            "nex" + "us",
+        ]
+    ),
+    re.I,
+)
 
 
 def is_text(path: Path) -> bool:
@@ -128,8 +185,11 @@ def test_no_file_knows_a_machine_or_an_index(path):
             assert not found, f"line {number}: {found.group()!r}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.suffix == ".py" and p.relative_to(ROOT).parts[0] in ("workbench", "tracking")],
-                         ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.suffix == ".py" and p.relative_to(ROOT).parts[0] in ("workbench", "tracking")],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_modules_are_short(path):
     assert len(path.read_text().splitlines()) < 450
 
@@ -152,6 +212,8 @@ def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY:(.*)$", text, re.M).group(1).split())
     assert phony == set(re.findall(r"^([a-z]+):", text, re.M))
-    listed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[0] for line in listed.splitlines()} == phony
     assert "make test" in (ROOT / ".ci/run").read_text()

@@ -42,16 +42,26 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def loaded_after(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after ``code``."""
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint('LOADED', *{{m.partition('.')[0] for m in sys.modules}})"],
-                          capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint('LOADED', *{{m.partition('.')[0] for m in sys.modules}})"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split("LOADED")[1].split())
 
 
-@pytest.mark.parametrize("code", ["from workbench import registry\nassert registry.methods() and registry.tasks()",
-                                  "import workbench\ndir(workbench)",
-                                  "from workbench.catalogue import method_rows, task_rows\nassert method_rows() and task_rows()",
-                                  "from workbench.cli import build_parser\nbuild_parser()"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from workbench import registry\nassert registry.methods() and registry.tasks()",
+        "import workbench\ndir(workbench)",
+        "from workbench.catalogue import method_rows, task_rows\nassert method_rows() and task_rows()",
+        "from workbench.cli import build_parser\nbuild_parser()",
+    ],
+)
 def test_listing_imports_nothing_heavy(code):
     heavy = {"torch", "numpy", "pandas", "mlflow", "plotly", "ipywidgets", "scipy", "sklearn", "papermill"}
     assert not loaded_after(code) & heavy
@@ -81,7 +91,13 @@ def test_listed_classes_are_what_importing_gives():
     """The literals read from the file are the attributes of the class."""
     for id, entry in registry.methods().items():
         cls = registry.load_method(id)
-        assert (cls.__name__, cls.id, cls.title, cls.family, cls.paper) == (entry.cls, id, entry.title, entry.family, entry.paper)
+        assert (cls.__name__, cls.id, cls.title, cls.family, cls.paper) == (
+            entry.cls,
+            id,
+            entry.title,
+            entry.family,
+            entry.paper,
+        )
         assert cls.example["task"] in registry.tasks()
     for id, entry in registry.tasks().items():
         cls = registry.load_task(id)
@@ -90,7 +106,10 @@ def test_listed_classes_are_what_importing_gives():
 
 
 def test_unknown_ids_name_the_nearest():
-    for find, wrong, near in ((registry.method_entry, "binaryconect", "binaryconnect"), (registry.task_entry, "digts/mlp", "digits/mlp")):
+    for find, wrong, near in (
+        (registry.method_entry, "binaryconect", "binaryconnect"),
+        (registry.task_entry, "digts/mlp", "digits/mlp"),
+    ):
         with pytest.raises(UserError, match=f"Unknown .* {wrong!r}. Did you mean {near!r}"):
             find(wrong)
 
@@ -101,7 +120,10 @@ def test_unknown_ids_name_the_nearest():
 def test_a_plugin_is_listed_and_leaves_with_its_file(folder):
     file = plugin(folder, "one", doc="Line one\n    goes on.\n\n    More.", paper="doi:10.1000/x")
     entry = registry.methods()["one"]
-    assert (entry.summary, entry.paper_url) == ("Line one     goes on.".replace("     ", " "), "https://doi.org/10.1000/x")
+    assert (entry.summary, entry.paper_url) == (
+        "Line one     goes on.".replace("     ", " "),
+        "https://doi.org/10.1000/x",
+    )
     plugin(folder, "_hidden")
     plugin(folder / "deeper", "two")
     assert {"one", "two"} <= set(registry.methods())
@@ -130,11 +152,14 @@ def test_duplicates_are_refused_naming_both_files(folder):
         registry.methods()
 
 
-@pytest.mark.parametrize(("source", "words"), [
-    (b"x = 1\ndef broken(:\n", "line 2: invalid syntax"),
-    (b"name = \"caf\xe9\"\n", "line 1"),  # not UTF-8
-    (b"x = 1\0\n", "null bytes"),
-])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (b"x = 1\ndef broken(:\n", "line 2: invalid syntax"),
+        (b'name = "caf\xe9"\n', "line 1"),  # not UTF-8
+        (b"x = 1\0\n", "null bytes"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_named(folder, source, words):
     (folder / "bad.py").write_bytes(source)
     with pytest.raises(UserError) as caught:
@@ -146,15 +171,17 @@ def test_a_file_that_cannot_be_read_is_named(folder, source, words):
 
 def test_attributes_that_are_no_literals_are_passed_over(folder):
     plugin(folder, "one").write_text(
-        'class M:\n    """Does."""\n    table = {[]: 1}\n    made = sorted("ba")\n    id = "one"\n    a, (b, c) = 1, (2, 3)\n    late: int\n'
-        'class NoId:\n    id = 3\nif True:\n    class Inner:\n        id = "inner"\n')
+        'class M:\n    """Does."""\n    table = {[]: 1}\n    made = sorted("ba")\n'
+        '    id = "one"\n    a, (b, c) = 1, (2, 3)\n    late: int\n'
+        'class NoId:\n    id = 3\nif True:\n    class Inner:\n        id = "inner"\n'
+    )
     assert "one" in registry.methods()
     assert "inner" not in registry.methods()
 
 
 def test_a_folder_that_is_none_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("WORKBENCH_PLUGINS", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="nowhere.*not a folder"):
+    with pytest.raises(UserError, match=r"nowhere.*not a folder"):
         registry.tasks()
 
 
@@ -208,10 +235,22 @@ def version() -> str:
     return registry.code_version(registry.method_entry("probe"), registry.task_entry("digits/mlp"))
 
 
-@pytest.mark.parametrize("file", [
-    "workbench/methods/probing/probe.py", "workbench/methods/probing/_first.py", "workbench/methods/probing/_second.py",
-    "workbench/methods/probing/_third.py", "workbench/method.py", "workbench/task.py", "workbench/data.py", "tracking/ledger.py",
-    "tracking/codecs.py", f"workbench/{TASK_ROOM}/digits.py", f"workbench/{TASK_ROOM}/models.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "workbench/methods/probing/probe.py",
+        "workbench/methods/probing/_first.py",
+        "workbench/methods/probing/_second.py",
+        "workbench/methods/probing/_third.py",
+        "workbench/method.py",
+        "workbench/task.py",
+        "workbench/data.py",
+        "tracking/ledger.py",
+        "tracking/codecs.py",
+        f"workbench/{TASK_ROOM}/digits.py",
+        f"workbench/{TASK_ROOM}/models.py",
+    ],
+)
 def test_what_a_figure_depends_on_changes_the_version(copied, file):
     before = version()
     assert version() == before
@@ -223,9 +262,20 @@ def test_what_a_figure_depends_on_changes_the_version(copied, file):
     assert version() == before
 
 
-@pytest.mark.parametrize("file", [
-    "workbench/methods/probing/_other.py", "workbench/cli.py", "workbench/sweeps.py", "workbench/params.py", "tracking/errors.py",
-    "tracking/metrics.py", "tracking/store.py", f"workbench/{TASK_ROOM}/two_moons.py", "workbench/methods/lowbit/binaryconnect.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "workbench/methods/probing/_other.py",
+        "workbench/cli.py",
+        "workbench/sweeps.py",
+        "workbench/params.py",
+        "tracking/errors.py",
+        "tracking/metrics.py",
+        "tracking/store.py",
+        f"workbench/{TASK_ROOM}/two_moons.py",
+        "workbench/methods/lowbit/binaryconnect.py",
+    ],
+)
 def test_what_it_does_not_depend_on_leaves_the_version(copied, file):
     before = version()
     (copied / file).write_text((copied / file).read_text() + "\n# edited\n")
@@ -244,11 +294,13 @@ def test_the_same_plugin_has_the_same_version_elsewhere(tmp_path, monkeypatch):
 
 def test_a_package_file_edited_after_its_import_is_refused(copied):
     """The process would run the old code and file its figures under the new code's key. In a process of its own, on the copy."""
-    code = ("from pathlib import Path\nfrom workbench import registry\nfrom tracking.errors import UserError\n"
-            "entry = registry.method_entry('probe')\nregistry.load_method('probe')\nregistry.code_version(entry)\n"
-            "file = Path('workbench/methods/probing/_second.py')\nfile.write_text('two = 3\\n')\n"
-            "try:\n    registry.code_version(entry)\nexcept UserError as error:\n    print('REFUSED', error)\n"
-            "file.write_text('two = 2\\n')\nregistry.code_version(entry)\nprint('SAME AGAIN')")
+    code = (
+        "from pathlib import Path\nfrom workbench import registry\nfrom tracking.errors import UserError\n"
+        "entry = registry.method_entry('probe')\nregistry.load_method('probe')\nregistry.code_version(entry)\n"
+        "file = Path('workbench/methods/probing/_second.py')\nfile.write_text('two = 3\\n')\n"
+        "try:\n    registry.code_version(entry)\nexcept UserError as error:\n    print('REFUSED', error)\n"
+        "file.write_text('two = 2\\n')\nregistry.code_version(entry)\nprint('SAME AGAIN')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=copied, timeout=60)
     assert done.returncode == 0, done.stderr
     assert re.search(r"REFUSED .*_second.py was edited .* Restart the kernel", done.stdout)

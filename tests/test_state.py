@@ -21,6 +21,15 @@ from torch import nn
 from workbench.state import restore, snapshot, state_bytes, tensors
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors here are tiny: a second thread would only wait for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def through_file(tree: Any) -> Any:
     """What a checkpoint gives back: plain data, or torch refuses to load it."""
     file = io.BytesIO()
@@ -34,7 +43,11 @@ def same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and a.detach().contiguous().numpy().tobytes() == b.detach().contiguous().numpy().tobytes()
+        return (
+            a.shape == b.shape
+            and a.dtype == b.dtype
+            and a.detach().contiguous().numpy().tobytes() == b.detach().contiguous().numpy().tobytes()
+        )
     if isinstance(a, (np.ndarray, np.generic)):
         return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
     if isinstance(a, dict):
@@ -48,15 +61,37 @@ def same(a: Any, b: Any) -> bool:
 
 NUMPY_TYPES = ["bool", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "c8", "c16", ">i4", ">f8"]
 ARRAYS = st.sampled_from(NUMPY_TYPES).flatmap(
-    lambda t: npst.arrays(np.dtype(t), npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
+    lambda t: npst.arrays(np.dtype(t), npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
 TORCH_TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.float16)
-TENSORS = st.builds(lambda shape, dtype, seed: torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(seed)).to(dtype),
-                    st.lists(st.integers(0, 4), max_size=3).map(tuple), st.sampled_from(TORCH_TYPES), st.integers(0, 99))
-SCALARS = st.sampled_from([np.float32(0.1), np.float64(0.1), np.int8(-3), np.float16(1.5), np.bool_(True), np.uint64(2**63)])
-LEAVES = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5) | TENSORS | ARRAYS | SCALARS)
+TENSORS = st.builds(
+    lambda shape, dtype, seed: torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(seed)).to(dtype),
+    st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    st.sampled_from(TORCH_TYPES),
+    st.integers(0, 99),
+)
+SCALARS = st.sampled_from(
+    [np.float32(0.1), np.float64(0.1), np.int8(-3), np.float16(1.5), np.bool_(True), np.uint64(2**63)]
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+    | TENSORS
+    | ARRAYS
+    | SCALARS
+)
 KEYS = st.text(max_size=3) | st.integers(-5, 5) | st.tuples(st.text(max_size=2), st.integers(0, 3))
-TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
-                     | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(KEYS, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 
 
 def native(value: Any) -> Any:
@@ -86,8 +121,17 @@ def test_any_value_comes_back_over_any_other(value, other):
     assert same(restore(copy.deepcopy(other), through_file(snapshot(value))), native(value))
 
 
-@pytest.mark.parametrize("array", [np.arange(12.0).reshape(3, 4).T, np.arange(6)[::-1], np.array(2.5), np.zeros((0, 3)), np.broadcast_to(np.ones(3), (2, 3))],
-                         ids=["transposed", "reversed", "scalar", "empty", "read-only"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12.0).reshape(3, 4).T,
+        np.arange(6)[::-1],
+        np.array(2.5),
+        np.zeros((0, 3)),
+        np.broadcast_to(np.ones(3), (2, 3)),
+    ],
+    ids=["transposed", "reversed", "scalar", "empty", "read-only"],
+)
 @pytest.mark.filterwarnings("error")
 def test_arrays_of_any_layout(array):
     back = restore(None, through_file(snapshot({"a": array})))["a"]
@@ -147,12 +191,26 @@ def build(rule: str, bits: str) -> State:
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=g))
-    optimizer = getattr(torch.optim, rule)(model.parameters(), lr=0.01, **({"momentum": 0.9} if rule in ("SGD", "RMSprop") else {}))
+    optimizer = getattr(torch.optim, rule)(
+        model.parameters(), lr=0.01, **({"momentum": 0.9} if rule in ("SGD", "RMSprop") else {})
+    )
     w = torch.ones(3, requires_grad=True)
-    return State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), torch.Generator().manual_seed(2),
-                 np.random.Generator(BITS[bits](3)), w, torch.optim.SGD([w], lr=0.1, momentum=0.9),
-                 Inner(torch.zeros(3), random.Random(4), np.zeros(2)), Frozen(0.5), [torch.Generator().manual_seed(5)],
-                 {"a": torch.Generator().manual_seed(6)}, collections.Counter(), collections.defaultdict(list), Pair(torch.zeros(2), 0))
+    return State(
+        model,
+        optimizer,
+        torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5),
+        torch.Generator().manual_seed(2),
+        np.random.Generator(BITS[bits](3)),
+        w,
+        torch.optim.SGD([w], lr=0.1, momentum=0.9),
+        Inner(torch.zeros(3), random.Random(4), np.zeros(2)),
+        Frozen(0.5),
+        [torch.Generator().manual_seed(5)],
+        {"a": torch.Generator().manual_seed(6)},
+        collections.Counter(),
+        collections.defaultdict(list),
+        Pair(torch.zeros(2), 0),
+    )
 
 
 def advance(s: State, steps: int) -> list[float]:
@@ -177,14 +235,27 @@ def advance(s: State, steps: int) -> list[float]:
         s.clients[f"b{s.done}"] = torch.rand(2, generator=s.clients["a"])
         s.pair = Pair(s.pair.first + torch.rand(2, generator=s.queue[0]), s.pair.second + 1)
         s.done += 1
-        figures += [float(loss.detach()), float(s.inner.momentum.sum()), float(s.inner.table.sum()), s.frozen.level, float(s.late.sum()), float(s.scale),
-                    s.lists[0][-1], float(s.pair.first.sum()), s.optimizer.param_groups[0]["lr"], float(s.counts["steps"]), s.counts["nothing"],
-                    float(s.clients[f"b{s.done - 1}"].sum())]
+        figures += [
+            float(loss.detach()),
+            float(s.inner.momentum.sum()),
+            float(s.inner.table.sum()),
+            s.frozen.level,
+            float(s.late.sum()),
+            float(s.scale),
+            s.lists[0][-1],
+            float(s.pair.first.sum()),
+            s.optimizer.param_groups[0]["lr"],
+            float(s.counts["steps"]),
+            s.counts["nothing"],
+            float(s.clients[f"b{s.done - 1}"].sum()),
+        ]
     return figures
 
 
-@pytest.mark.parametrize("rule", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("rule", "bits"),
+    [("SGD", "PCG64"), ("Adam", "MT19937"), ("AdamW", "Philox"), ("RMSprop", "SFC64"), ("Adagrad", "PCG64")],
+)
 def test_a_restored_state_goes_on_as_if_nothing_had_happened(rule, bits):
     whole = build(rule, bits)
     advance(whole, 5)
@@ -195,10 +266,16 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(rule, bits):
     again = restore(fresh, tree)
     assert advance(again, 5) == expected
     assert again.w is w
-    assert again.free.param_groups[0]["params"][0] is w, "the optimiser still moves the very tensor that the State holds"
+    assert again.free.param_groups[0]["params"][0] is w, (
+        "the optimiser still moves the very tensor that the State holds"
+    )
     assert w.requires_grad
     assert all(a is b for a, b in zip(again.model.parameters(), parameters, strict=True))
-    assert (type(again.counts), type(again.lists), type(again.pair)) == (collections.Counter, collections.defaultdict, Pair)
+    assert (type(again.counts), type(again.lists), type(again.pair)) == (
+        collections.Counter,
+        collections.defaultdict,
+        Pair,
+    )
 
 
 def test_a_tensor_of_another_shape_is_replaced():
@@ -221,9 +298,22 @@ class Colour(enum.IntEnum):
     RED = 1
 
 
-@pytest.mark.parametrize(("value", "named"), [
-    ({1, 2}, "set"), (object(), "object"), (lambda: 0, "function"), (torch.float32, "dtype"), (collections.deque([1]), "deque"), (1j, "complex"),
-    (Colour.RED, "Colour"), (np.array(["a"]), "ndarray"), (np.array([object()]), "ndarray"), (np.datetime64("2020-01-01"), "datetime64"), (State, "type")])
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({1, 2}, "set"),
+        (object(), "object"),
+        (lambda: 0, "function"),
+        (torch.float32, "dtype"),
+        (collections.deque([1]), "deque"),
+        (1j, "complex"),
+        (Colour.RED, "Colour"),
+        (np.array(["a"]), "ndarray"),
+        (np.array([object()]), "ndarray"),
+        (np.datetime64("2020-01-01"), "datetime64"),
+        (State, "type"),
+    ],
+)
 def test_what_cannot_be_kept_is_named(value, named):
     for holder in (value, [value], {"a": (1, value)}):
         with pytest.raises(TypeError, match=rf"A State cannot hold a {named}: use tensors, numbers"):
@@ -284,9 +374,18 @@ def test_tensors_come_back_to_the_device_they_were_on(tmp_path):
     from workbench import checkpoint
 
     folder = RunFolder(tmp_path)
-    checkpoint.save(folder, {"late": torch.ones(2, device="cuda"), "host": torch.ones(2), "g": torch.Generator("cuda").manual_seed(1)}, {})
+    checkpoint.save(
+        folder,
+        {"late": torch.ones(2, device="cuda"), "host": torch.ones(2), "g": torch.Generator("cuda").manual_seed(1)},
+        {},
+    )
     for device in ("cuda", "cpu"):
-        back = restore({"late": None, "host": None, "g": torch.Generator(device)}, checkpoint.load(folder, device)["state"]) if device == "cuda" else \
-            checkpoint.load(folder, device)["state"]
+        back = (
+            restore(
+                {"late": None, "host": None, "g": torch.Generator(device)}, checkpoint.load(folder, device)["state"]
+            )
+            if device == "cuda"
+            else checkpoint.load(folder, device)["state"]
+        )
         assert back["late"].device.type == device
         assert back["host"].device.type == "cpu"

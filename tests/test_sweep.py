@@ -28,7 +28,9 @@ QUIET = {"tracking": "off", "progress": False, "threads": 1}
 
 
 def folder_of(**job) -> RunFolder:
-    return RunFolder(runs_root() / resolve(**{"method": "toy", "task": "toy", "threads": 1, "device": "cpu", **job}).spec.key)
+    return RunFolder(
+        runs_root() / resolve(**{"method": "toy", "task": "toy", "threads": 1, "device": "cpu", **job}).spec.key
+    )
 
 
 def wait_until(true, timeout_s: float = 60) -> None:
@@ -43,11 +45,21 @@ def wait_until(true, timeout_s: float = 60) -> None:
 NAMES = st.lists(st.sampled_from("abcdef"), max_size=3, unique=True)
 
 
-@given(st.lists(st.sampled_from(["m1", "m2", "m3"]), min_size=1, max_size=2, unique=True), st.lists(st.integers(0, 2), max_size=3, unique=True), NAMES, st.data())
+@given(
+    st.lists(st.sampled_from(["m1", "m2", "m3"]), min_size=1, max_size=2, unique=True),
+    st.lists(st.integers(0, 2), max_size=3, unique=True),
+    NAMES,
+    st.data(),
+)
 def test_a_grid_is_the_product(methods, values, names, data):
     varied = {n: data.draw(st.lists(st.integers(0, 9), max_size=3, unique=True)) for n in names}
     jobs = grid(methods, ["t1", "t2"], {"common": 1}, **varied)
-    expected = [(m, t, *combination) for m in methods for t in ("t1", "t2") for combination in itertools.product(*varied.values())]
+    expected = [
+        (m, t, *combination)
+        for m in methods
+        for t in ("t1", "t2")
+        for combination in itertools.product(*varied.values())
+    ]
     assert [(j["method"], j["task"], *(j["params"][n] for n in varied)) for j in jobs] == expected
     assert all(j["params"]["common"] == 1 for j in jobs)
     assert len({id(j["params"]) for j in jobs}) == len(jobs), "each run has parameters of its own"
@@ -71,7 +83,9 @@ def test_seeds_and_parameters_are_run_and_tabled(toy):
     assert result.failures == []
     # a run of a sweep is a run like any other
     assert lasting(run("toy", "toy", {"steps": 3, "lr": 0.2}, seed=1, **QUIET)) == lasting(result.runs[3])
-    assert [r.cached for r in sweep(grid("toy", "toy", {"steps": 3}, lr=[0.1, 0.2, 0.3]), seeds=[1, 0], **QUIET).runs] == [True] * 4 + [False] * 2
+    assert [
+        r.cached for r in sweep(grid("toy", "toy", {"steps": 3}, lr=[0.1, 0.2, 0.3]), seeds=[1, 0], **QUIET).runs
+    ] == [True] * 4 + [False] * 2
 
 
 def test_seeds_may_come_from_numpy(toy):
@@ -99,21 +113,44 @@ GOOD = {"method": "toy", "task": "toy", "params": {"steps": 2}}
 
 
 @pytest.mark.parametrize("executor", ["local", "processes"])
-@pytest.mark.parametrize(("wrong", "words"), [
-    ({"params": {"stps": 2}}, "Did you mean 'steps'"), ({"params": {"lr": -1}}, "lr = -1 is refused"), ({"method": "tyo"}, "Unknown method 'tyo'"),
-    ({"task": "digts/mlp"}, "Did you mean 'digits/mlp'"), ({"seed": -1}, "seed = -1"), ({"budget": {"train/loss": 1}}, "does not accumulate"),
-    ({"device": "gpu"}, "device = 'gpu'"), ({"sed": 1}, "Unknown argument of a run in a sweep 'sed'. Did you mean 'seed'"),
-    ({"wait": False}, "Unknown argument"), ({"tracking": "/a/folder"}, "Tracking address '/a/folder' is refused"), ({"method": None}, "Unknown method")])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"params": {"stps": 2}}, "Did you mean 'steps'"),
+        ({"params": {"lr": -1}}, "lr = -1 is refused"),
+        ({"method": "tyo"}, "Unknown method 'tyo'"),
+        ({"task": "digts/mlp"}, "Did you mean 'digits/mlp'"),
+        ({"seed": -1}, "seed = -1"),
+        ({"budget": {"train/loss": 1}}, "does not accumulate"),
+        ({"device": "gpu"}, "device = 'gpu'"),
+        ({"sed": 1}, "Unknown argument of a run in a sweep 'sed'. Did you mean 'seed'"),
+        ({"wait": False}, "Unknown argument"),
+        ({"tracking": "/a/folder"}, "Tracking address '/a/folder' is refused"),
+        ({"method": None}, "Unknown method"),
+    ],
+)
 def test_all_mistakes_are_found_before_any_work(toy, wrong, words, executor):
     with pytest.raises(UserError, match=words):
         sweep([GOOD, {**GOOD, **wrong}], executor=executor, **{k: v for k, v in QUIET.items() if k not in wrong})
     assert not runs_root().exists()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ({"executor": "ray"}, "Unknown executor 'ray'"), ({"seeds": 0}, "has no runs"), ({"seeds": -3}, "has no runs"), ({"seeds": True}, "seeds = True"),
-    ({"seeds": "3"}, "seeds = '3'"), ({"seeds": 2.0}, "seeds = 2.0"), ({"workers": 0}, "workers = 0"), ({"workers": -1}, "workers = -1"),
-    ({"sed": 3}, "Did you mean 'seed'"), ({"seeds": ["a"]}, "seed = 'a'"), ({"tags": {"a": {1}}, "executor": "processes"}, "another process")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"executor": "ray"}, "Unknown executor 'ray'"),
+        ({"seeds": 0}, "has no runs"),
+        ({"seeds": -3}, "has no runs"),
+        ({"seeds": True}, "seeds = True"),
+        ({"seeds": "3"}, "seeds = '3'"),
+        ({"seeds": 2.0}, "seeds = 2.0"),
+        ({"workers": 0}, "workers = 0"),
+        ({"workers": -1}, "workers = -1"),
+        ({"sed": 3}, "Did you mean 'seed'"),
+        ({"seeds": ["a"]}, "seed = 'a'"),
+        ({"tags": {"a": {1}}, "executor": "processes"}, "another process"),
+    ],
+)
 def test_mistakes_in_the_sweep_itself(toy, arguments, words):
     with pytest.raises(UserError, match=words):
         sweep([GOOD], **QUIET, **arguments)

@@ -49,8 +49,9 @@ class Dense:
 class Levels:
     """A tensor that takes few values: a table of those values and fixed-width packed indices, exact.
 
-    Negative zero counts as zero, to which it is equal; a NaN is a value like others, known by its bits. The width is ``ceil(log2(number of levels))`` bits a value. Raises ``ValueError`` when the tensor takes more than
-    ``max_levels`` values (it is not quantised then).
+    Negative zero counts as zero, to which it is equal; a NaN is a value like others, known by its bits. The width is
+    ``ceil(log2(number of levels))`` bits a value. Raises ``ValueError`` when the tensor takes more than ``max_levels`` values
+    (it is not quantised then).
     """
 
     name = "levels"

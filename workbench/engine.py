@@ -6,6 +6,7 @@ way a run ended. The clock and the energy meter run during ``Method.step`` only.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
@@ -229,10 +230,8 @@ class Loop:
 
     def _explain(self, error: Exception) -> str:
         """One line for a person; the traceback goes into ``error.txt``."""
-        try:
+        with contextlib.suppress(OSError):
             self.folder.error_path.write_text("".join(traceback.format_exception(error)))
-        except OSError:
-            pass
         if isinstance(error, UserError):  # written for a person, with the remedy in its later lines
             return " ".join(str(error).split("\n"))
         text = str(error).strip().splitlines()[0] if str(error).strip() else ""

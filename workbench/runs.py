@@ -125,12 +125,14 @@ class RunHandle:
     @property
     def status(self) -> str:
         """running, paused, finished, failed, stopped, diverged; ``"queued"`` before the first sign of life."""
-        if self.alive and self.control.position == "pause":
+        if not self.alive:
+            return self._result.status if self._result else "failed"
+        if self.control.position == "pause" and not self.computed.is_set():
             return "paused"
         record = self.folder.read_status()
-        if self.alive:
-            return record["status"] if record and record["status"] in LIVE else "queued"
-        return self._result.status if self._result else "failed"
+        if record is None or (record["status"] not in LIVE and not self.computed.is_set()):
+            return "queued"  # what the folder says is of an earlier attempt
+        return record["status"]
 
     def frame(self) -> pandas.DataFrame:
         """The journal so far."""

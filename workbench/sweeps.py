@@ -76,8 +76,8 @@ def sweep(
 ) -> Sweep:
     """Run every dictionary of ``runs`` (the arguments of :func:`workbench.run`) for every seed.
 
-    All are checked before the first starts. Finished runs come from the cache. ``executor="processes"`` gives each run a process of its own,
-    ``workers`` at a time (default: one for each two cores), and splits the CPU threads among them. SIGINT stops the sweep;
+    All are checked before the first starts. Finished runs come from the cache. ``executor="processes"`` gives each run a process of
+    its own, ``workers`` at a time (default: one for each two cores), and splits the CPU threads among them. SIGINT stops the sweep;
     the runs under way end as stopped and resume when the sweep is asked for again.
 
     Args:

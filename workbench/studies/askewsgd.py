@@ -78,12 +78,11 @@ def moons(epochs: int) -> Runs:
 def w1a32(task: str, epochs: int, task_params: dict[str, Any], batch_size: int = 100, paper_rates: bool = False) -> Runs:
     """Binary weights, real activations: six methods and the full-precision reference, all layers quantised, Adam.
 
-    The rate is halved at 20 % and 40 % of the epochs, as in the paper (epochs 20 and 40 of 100). With ``paper_rates`` the rates of
-    full precision and AskewSGD are the paper's (0.08, and 0.06 with alpha 0.5) and the intervals shrink over the second half
-    (factor 0.88 from epoch 50 of 100: final width 0.0019). Else the rates are ours, for short trainings, and the intervals
-    shrink from a quarter of the epochs on to the same width.
+    As in the paper, in proportion to its 100 epochs: the rate is halved at epochs 20 and 40, and AskewSGD's intervals shrink over the
+    second half, by the factor 0.88 an epoch, to a final width of 0.0019. With ``paper_rates`` the rates of full precision and AskewSGD
+    are the paper's too (0.08, and 0.06 with alpha 0.5); else they are ours, for short trainings.
     """
-    begin = max(1, epochs // (2 if paper_rates else 4))
+    begin = max(1, epochs // 2)
     decay = 0.0019 ** (1 / max(1, epochs - begin - 1))
     common = {"epochs": epochs, "batch_size": batch_size, "lr_decay": 0.5, "lr_decay_epochs": [max(1, epochs // 5), max(2, 2 * epochs // 5)],
               "bn_batches": 20, "eval_every": max(1, epochs // 20)}
