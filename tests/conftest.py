@@ -94,6 +94,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["WORKBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tensors of the tests are small: threads would only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test touches the user's runs, and none is read from there."""

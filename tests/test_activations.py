@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.one_thread import one_thread  # noqa: F401
 from tracking.errors import UserError
 from workbench.methods.lowbit._activations import (
     BinaryActivation,

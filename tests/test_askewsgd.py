@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import lowbit_helpers as h
-from tests.one_thread import one_thread  # noqa: F401
 from tracking.errors import UserError
 from workbench.methods.lowbit import _askew_kernel as kernel
 from workbench.methods.lowbit._askew_constraint import (

@@ -111,12 +111,6 @@ def live(cls: type, **changes: Any) -> Live:
     return Live(job.method, job.task, ctx, job.method.init(job.task, ctx))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from tests import lowbit_helpers as h
-from tests.one_thread import one_thread  # noqa: F401
 from tracking.errors import UserError
 from workbench import registry
 from workbench.method import Context

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import lowbit_helpers as h
-from tests.one_thread import one_thread  # noqa: F401
 from workbench.method import Context
 from workbench.methods.lowbit._activations import FourBitActivation
 from workbench.methods.lowbit._levels import LEVELS, nearest_level, sawb_scale

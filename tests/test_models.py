@@ -12,13 +12,6 @@ from workbench.datasets import models
 CIFAR, GREY, DIGIT = (3, 32, 32), (1, 28, 28), (1, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The networks are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(name: str, shape=CIFAR, width: float = 1.0, seed: int = 0, classes: int = 10) -> nn.Module:

@@ -21,15 +21,6 @@ from torch import nn
 from workbench.state import restore, snapshot, state_bytes, tensors
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors here are tiny: a second thread would only wait for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def through_file(tree: Any) -> Any:
     """What a checkpoint gives back: plain data, or torch refuses to load it."""
     file = io.BytesIO()

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from tests import lowbit_helpers as h
-from tests.one_thread import one_thread  # noqa: F401
 from workbench.method import Context
 from workbench.methods import supervised
 from workbench.methods.lowbit.full_precision import FullPrecision

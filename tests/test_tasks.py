@@ -13,25 +13,19 @@ from hypothesis import strategies as st
 
 from tracking.errors import UserError
 from workbench import data, registry
-from workbench.method import Context
-from workbench.params import parse
 from workbench.datasets.cifar10 import Cifar10
 from workbench.datasets.digits import Digits
 from workbench.datasets.fashion_mnist import FashionMnist
 from workbench.datasets.images import crop_flip
 from workbench.datasets.mnist import Mnist
 from workbench.datasets.two_moons import TwoMoons
+from workbench.method import Context
+from workbench.params import parse
 
 TASKS = sorted(id for id in registry.tasks() if registry.task_entry(id).module.startswith("workbench.datasets."))
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def context(seed: int = 0, device: str = "cpu") -> Context:

@@ -8,8 +8,8 @@ import shutil
 from importlib import metadata
 from typing import Any
 
-from tracking.energy import probe
 from tracking.address import home, tracking_uri
+from tracking.energy import probe
 from workbench import registry
 
 NODE = ("torch", "numpy", "pandas", "pydantic", "filelock")

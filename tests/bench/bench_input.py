@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tracking.errors import UserError
 from workbench import data
-from workbench.method import Context
 from workbench.datasets.cifar10 import Cifar10
+from workbench.method import Context
 
 BATCH = 128
 WORKERS = 2

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench import data
+from workbench.datasets import models
 from workbench.method import Context
 from workbench.params import Field
 from workbench.task import SupervisedParams, SupervisedTask
-from workbench.datasets import models
 
 
 class ImageParams(SupervisedParams):

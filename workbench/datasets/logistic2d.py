@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from workbench.datasets.models import initialise
+from workbench.datasets.vectors import VectorTask
 from workbench.method import Context, derive_seed
 from workbench.params import Field
 from workbench.task import SupervisedParams
-from workbench.datasets.models import initialise
-from workbench.datasets.vectors import VectorTask
 
 
 def paper_scale(mean_loss: float, batch_size: int, train_size: int = 6000) -> float:

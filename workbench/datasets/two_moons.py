@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from workbench.datasets.models import initialise
+from workbench.datasets.vectors import VectorTask
 from workbench.method import Context, derive_seed
 from workbench.params import Field
 from workbench.task import SupervisedParams
-from workbench.datasets.models import initialise
-from workbench.datasets.vectors import VectorTask
 
 
 def moons(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -42,6 +42,16 @@ class LowBitOptimizer(torch.optim.Optimizer):
                                       weight_decay=weight_decay, weights=weights, scale=scale, **defaults))
 
     @torch.no_grad()
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what the first forward pass is to see is written into its parameters at once."""
+        super().add_param_group(param_group)
+        if self.param_groups[-1]["weights"] is not None:
+            self._begin(self.param_groups[-1])
+
+    def _begin(self, group: dict[str, Any]) -> None:
+        """Check and prepare a new group of quantised parameters, where a method needs that."""
+
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None

@@ -88,16 +88,10 @@ class AdaSTE(LowBitOptimizer):
         if theta0 is not None and generator is None:
             raise ValueError("A random start needs generator=, a torch.Generator; "
                              "or give theta0=None to keep the model's weights.")
-        self._theta0, self._generator = theta0, generator  # read by add_param_group, which the base class calls
+        self._theta0, self._generator = theta0, generator  # read by _begin, which the base class calls
         super().__init__(params, lr=lr, a=a, b=b, gain=gain, small=small, **common)
 
-    @torch.no_grad()
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its parameters become ``W`` at once."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if group["weights"] is None:
-            return
+    def _begin(self, group: dict[str, Any]) -> None:
         if (group["weights"], group["scale"]) != ("binary", "unit"):
             raise ValueError("AdaSTE is for weights -1 and 1, "
                              f"not weights = {group['weights']!r}, scale = {group['scale']!r}.")

@@ -58,10 +58,8 @@ class AskewSGD(LowBitOptimizer):
         super().__init__(params, lr=lr, weights=weights, eps=eps, alpha=alpha, clip=clip, order=order, clamp=clamp,
                          compile=compile, **inner)
 
-    def add_param_group(self, group: dict[str, Any]) -> None:
-        super().add_param_group(group)
-        group = self.param_groups[-1]
-        if group["weights"] is not None and group["eps"] is None:
+    def _begin(self, group: dict[str, Any]) -> None:
+        if group["eps"] is None:
             group["eps"] = eps_bound(LEVELS[group["weights"]])
 
     def _update(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:

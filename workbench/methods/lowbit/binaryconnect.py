@@ -73,13 +73,7 @@ class BinaryConnect(LowBitOptimizer):
         self.generator = generator  # before the base class adds the groups, which draws the first weights
         super().__init__(params, lr=lr, mode=mode, ste=ste, **common)
 
-    @torch.no_grad()
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its parameters become ``W_b`` at once, so that the first forward pass already sees levels."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if group["weights"] is None:
-            return
+    def _begin(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
             self.state[p]["latent"] = p.detach().clone()
             self._bind(p, group)
@@ -148,5 +142,5 @@ class BinaryConnectTraining(LowBitTraining):
         return BinaryConnect(self.groups(model), mode=p.mode, ste=p.ste, generator=generator, **self.common())
 
     def evaluate(self, state: BinaryConnectState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
-        """As the base class, less the ``_latent`` metrics: the network never runs at ``W``, its norms know ``W_b``."""
-        return {name: v for name, v in super().evaluate(state, task, ctx).items() if not name.endswith("_latent")}
+        """Of the deployed network alone: none ever runs at ``W``, and the batch norms know ``W_b``."""
+        return self.quality(self.deploy(state), task, ctx)

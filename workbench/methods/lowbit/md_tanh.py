@@ -69,13 +69,7 @@ class MDTanh(LowBitOptimizer):
         super().__init__(params, lr=lr, form=form, beta=beta, beta_scale=beta_scale, beta_every=beta_every, steps=0,
                          **common)
 
-    @torch.no_grad()
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its parameters, taken as ``x``, become ``W`` at once."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if group["weights"] is None:
-            return
+    def _begin(self, group: dict[str, Any]) -> None:
         allowed = ("binary", "ternary") if group["form"] == "stable" else ("binary",)
         if group["weights"] not in allowed or group["scale"] != "unit":
             raise ValueError(f"MD-tanh in form {group['form']!r} is for weights {' or '.join(allowed)} "

@@ -72,10 +72,7 @@ class ProxQuant(LowBitOptimizer):
         super().__init__(params, lr=lr, lam=lam, penalty=penalty, clip=clip, scale=scale, weights=weights,
                          frozen=False, **common)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; fitted levels are refused for other than ternary weights."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    def _begin(self, group: dict[str, Any]) -> None:
         if group["scale"] == "fitted" and group["weights"] not in ("ternary", None):
             raise ValueError(f"scale = 'fitted' is for weights = 'ternary', not {group['weights']!r}.")
 
