@@ -92,7 +92,7 @@ def w1a32(task: str, epochs: int, task_params: dict[str, Any], batch_size: int =
         "askewsgd": {"lr": rates["askewsgd"], "alpha": 0.5, "eps_warmup": begin, "eps_decay": decay},
         "binaryconnect": {"lr": 0.01},
         "proxquant": {"lr": 0.01, "reg_rate": 1 / epochs, "freeze_epoch": 0},
-        "md_tanh": {"lr": 0.01, "beta_every": max(1, epochs)},
+        "md_tanh": {"lr": 0.01, "beta": 100.0, "beta_scale": 1.0},  # fixed, as the AskewSGD paper's text has it
         "adaste": {},
         "projected": {"lr": 2.0},
     }
