@@ -13,7 +13,7 @@ import pytest
 
 from tracking.errors import UserError
 from workbench import claims
-from workbench.claims import checked, exceeds, within
+from workbench.claims import below, checked, differences, exceeds, within
 from workbench.study import Study, StudyParameters, parameters, studies
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +41,32 @@ def test_wrong_parameters_are_refused_by_name(name, value, message):
         parameters(cell(**{name: value}))
 
 
+def test_the_cell_of_parameters_can_be_run_again():
+    namespace = cell(profile="smoke", seeds=2)
+    parameters(namespace)
+    namespace |= {"study": object(), "profile": "quick"}
+    assert parameters(namespace).profile == "quick"
+    namespace["profile"] = "quik"
+    with pytest.raises(UserError, match="Did you mean 'quick'"):
+        parameters(namespace)
+
+
+def test_the_shaded_intervals_are_the_feasible_ones():
+    import torch
+
+    from workbench.methods.lowbit.askewsgd import constraint
+    from workbench.studies.askewsgd import potential
+
+    levels = torch.tensor([-1.0, 1.0])
+    shapes = [s for s in potential(0.3).layout.shapes if s.type == "rect"]
+    assert len(shapes) == 2
+    for s in shapes:
+        edges = torch.tensor([s.x0, s.x1, (s.x0 + s.x1) / 2], dtype=torch.float64)
+        phi, _ = constraint(edges, levels.double())
+        assert torch.allclose(phi[:2], torch.tensor(0.3, dtype=torch.float64), atol=1e-9)
+        assert phi[2] < 0.3
+
+
 def test_exceeds_judges_by_the_whole_interval():
     rng = np.random.default_rng(0)
     a, b = rng.normal(1.0, 0.01, 10), rng.normal(0.0, 0.01, 10)
@@ -62,11 +88,21 @@ def test_exceeds_agrees_with_the_textbook_interval():
     assert f"[{low:.6f}, {high:.6f}]" in claim.how
 
 
+def test_below_is_exceeds_turned_round():
+    a, b = [0.1, 0.11, 0.12], [0.5, 0.52, 0.51]
+    assert below("", "", a, b).verdict == claims.HOLDS
+    assert below("", "", b, a).verdict == claims.FAILS
+    assert below("", "", {0: 0.51, 1: 0.5, 2: 0.52}, b, margin=0.1).verdict == claims.HOLDS
+    assert below("", "", a, b, names=("small", "large")).ours.startswith("small 0.11")
+    assert differences({0: 3.0, 1: 5.0}, {1: 1.0, 2: 9.0}) == {1: 4.0}
+
+
 def test_within_judges_by_the_whole_interval():
     assert within("", "", [1.0, 1.01, 0.99], 0.5, 1.5).verdict == claims.HOLDS
     assert within("", "", [2.0, 2.01, 1.99], 0.5, 1.5).verdict == claims.FAILS
     assert within("", "", [1.4, 1.6, 1.5], 0.5, 1.5).verdict == claims.OPEN
     assert within("", "", [], 0, 1).verdict == claims.ABSENT
+    assert within("", "", [1.0], 0, 2).verdict == claims.OPEN  # one seed decides nothing
     assert checked("", "", "", False, "").verdict == claims.FAILS
 
 
@@ -77,13 +113,22 @@ def test_a_failing_run_is_listed_and_the_others_count(toy, own_home):
     assert len(comparison.groups) == 1
     assert len(study.failures) == 2
     assert "the toy broke" in study.failures[0]
-    assert len(study.values("eval/loss", method="toy", fail_at=-1)) == 2
+    assert set(comparison.values("toy", fail_at=-1)) == {0, 1}
+    assert len(study.run(runs, seeds=2, metric="eval/loss", progress=False).values("toy")) == 2  # asked for again, counted once
+    assert len(study.failures) == 2
     study.claim(checked("a claim", "1", "2", True, "rule"))
     links = study.close()
     text = Path(links["report"]).read_text()
     assert "a claim" in text
     assert "the toy broke" in text
     assert json.loads((study.folder / "summary.json").read_text())["claims"][0]["verdict"] == "holds"
+
+
+def test_a_study_run_again_with_other_parameters_is_logged(own_home):
+    for seeds in (1, 2):
+        study = Study("trial", "Trial", StudyParameters(profile="smoke", seeds=seeds))
+        study.claim(checked("a claim", "1", "2", True, "rule"))
+        assert study.close()["mlflow"].startswith("http"), seeds
 
 
 def test_a_dead_store_costs_a_study_only_the_copy_there(toy):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tracking.statistics import interval, welch
@@ -29,21 +29,30 @@ class Claim:
         return {"claim": self.text, "verdict": self.verdict, "ours": self.ours, "paper": self.paper, "how": self.how}
 
 
-def figure(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
+Sample = Sequence[float] | Mapping[int, float]
+"""Independent figures, or such figures by seed."""
+
+
+def figure(values: Sample, digits: int = 2, scale: float = 1.0) -> str:
     """``mean ± half-width of the 95 % interval (n = …)``; one value alone has no interval."""
-    i = interval([v * scale for v in values])
+    i = interval([v * scale for v in _list(values)])
     spread = f" ± {i.half_width:.{digits}f}" if i.n > 1 else ""
     return f"{i.mean:.{digits}f}{spread} (n = {i.n})"
 
 
-def exceeds(text: str, paper: str, a: Sequence[float], b: Sequence[float], *, margin: float = 0.0,
+def _list(values: Sample) -> list[float]:
+    return list(values.values() if isinstance(values, Mapping) else values)
+
+
+def exceeds(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,
             names: tuple[str, str] = ("a", "b"), scale: float = 1.0, digits: int = 2) -> Claim:
     """The claim that the mean of ``a`` is above that of ``b`` minus ``margin``.
 
     It holds when the whole 95 % Welch interval of the difference lies above ``-margin``, does not hold when the whole interval lies
     below, and is undecided in between.
     """
-    if not len(a) or not len(b):
+    a, b = _list(a), _list(b)
+    if not a or not b:
         return Claim(text, paper, "", ABSENT, "no finished run of one of the two")
     ours = f"{names[0]} {figure(a, digits, scale)}; {names[1]} {figure(b, digits, scale)}"
     d = welch(a, b)
@@ -56,16 +65,31 @@ def exceeds(text: str, paper: str, a: Sequence[float], b: Sequence[float], *, ma
     return Claim(text, paper, ours, verdict, f"{rule}: [{d.low * scale:.{digits}f}, {d.high * scale:.{digits}f}]")
 
 
-def within(text: str, paper: str, values: Sequence[float], low: float, high: float, *, scale: float = 1.0, digits: int = 2) -> Claim:
+def below(text: str, paper: str, a: Sample, b: Sample, *, names: tuple[str, str] = ("a", "b"), margin: float = 0.0, digits: int = 2) -> Claim:
+    """The claim that the mean of ``a`` is below that of ``b`` plus ``margin``, for figures of which less is better; as :func:`exceeds`."""
+    claim = exceeds(text, paper, _list(b), _list(a), margin=margin, names=names[::-1], digits=digits)
+    if claim.verdict == ABSENT:
+        return claim
+    return replace(claim, ours=f"{names[0]} {figure(a, digits)}; {names[1]} {figure(b, digits)}")
+
+
+def within(text: str, paper: str, values: Sample, low: float, high: float, *, scale: float = 1.0, digits: int = 2) -> Claim:
     """The claim that a mean lies in ``[low, high]``: its 95 % interval inside, outside, or across a bound (undecided)."""
-    if not len(values):
+    values = _list(values)
+    if not values:
         return Claim(text, paper, "", ABSENT, "no finished run")
+    rule = f"95 % interval of the mean against [{low * scale:g}, {high * scale:g}]"
     i = interval(values)
-    half = i.half_width if i.n > 1 else 0.0
-    inside = low <= i.mean - half and i.mean + half <= high
-    outside = i.mean + half < low or i.mean - half > high
-    verdict = HOLDS if inside else FAILS if outside else OPEN
-    return Claim(text, paper, figure(values, digits, scale), verdict, f"interval of the mean against [{low * scale:g}, {high * scale:g}]")
+    if i.n < 2:
+        return Claim(text, paper, figure(values, digits, scale), OPEN, f"{rule}: needs two seeds or more")
+    inside = low <= i.mean - i.half_width and i.mean + i.half_width <= high
+    outside = i.mean + i.half_width < low or i.mean - i.half_width > high
+    return Claim(text, paper, figure(values, digits, scale), HOLDS if inside else FAILS if outside else OPEN, rule)
+
+
+def differences(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
+    """``a - b`` for the seeds that both have: both saw the same data in the same order from the same start."""
+    return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
 
 def checked(text: str, paper: str, ours: str, holds: bool, how: str) -> Claim:

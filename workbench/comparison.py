@@ -101,6 +101,17 @@ class Comparison:
             raise unknown("task", task, self.tasks)
         return Comparison([g for g in self.groups if g.task == task], self.left_out, self.metric, self.axis, self.styles)
 
+    def values(self, method: str, metric: str | None = None, *, best: bool = False, **where: Any) -> dict[int, float]:
+        """One figure a seed, by seed: the last value (or the best) of ``metric`` for ``method`` with these parameters.
+
+        Empty when no such run finished; :class:`UserError` when several groups fit, because their seeds must not be pooled.
+        """
+        found = [g for g in self.groups if g.method == method and all(g.facts.get(k) == v for k, v in where.items())]
+        if len(found) > 1:
+            raise UserError(f"{method} is there in several settings: {', '.join(g.label for g in found)}. Name the parameters that tell them apart.")
+        name = metric or self.metric
+        return {seed: v for g in found for seed, v in g.by_seed(name, best=best).items()}
+
     # --- tables -----------------------------------------------------------------------------------------
 
     def table(self, target: float | None = None) -> pandas.DataFrame:

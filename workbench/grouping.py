@@ -73,12 +73,16 @@ class Group:
 
     def values(self, name: str, *, best: bool = False) -> list[float]:
         """One figure a seed that reports the metric: its last value, or its best. Empty where machines are mixed."""
+        return list(self.by_seed(name, best=best).values())
+
+    def by_seed(self, name: str, *, best: bool = False) -> dict[int, float]:
+        """:meth:`values` by seed."""
         if self.mixes(name):
-            return []
-        columns = [f[name].dropna() for f in self.frames if name in f]
+            return {}
+        columns = {r.spec["seed"]: f[name].dropna() for r, f in zip(self.runs, self.frames, strict=True) if name in f}
         if best:
-            return [float(c.max() if declared(name).better == "higher" else c.min()) for c in columns if len(c)]
-        return [float(c.iloc[-1]) for c in columns if len(c)]
+            return {s: float(c.max() if declared(name).better == "higher" else c.min()) for s, c in columns.items() if len(c)}
+        return {s: float(c.iloc[-1]) for s, c in columns.items() if len(c)}
 
     def mean(self, name: str, *, best: bool = False) -> Interval:
         """Mean and interval of :meth:`values`; all absent where there are none."""

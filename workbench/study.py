@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PROFILES = ("smoke", "quick", "full")
+_PARAMETERS = "_workbench_parameters"  # where a notebook's namespace remembers which of its names are parameters
 NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}  # what IPython itself puts into a notebook's namespace
 
 
@@ -48,15 +49,16 @@ class StudyParameters(Params):
     tracking_uri: str = Field("", description="MLflow address; empty = $MLFLOW_TRACKING_URI or the project's SQLite file; off = none")
 
 
-def parameters(namespace: Mapping[str, Any], model: type[P] = StudyParameters) -> P:
+def parameters(namespace: dict[str, Any], model: type[P] = StudyParameters) -> P:
     """Check what the parameters cell and papermill left in a notebook's namespace, and return it typed.
 
     Call it in the first cell after the parameters, with ``globals()``: every name in there is then a parameter, so
     one that papermill injected under a misspelt name is an error here, although papermill only warns.
     """
-    given = {name: value for name, value in namespace.items()
-             if not name.startswith("_") and name not in NOT_PARAMETERS and not isinstance(value, (types.ModuleType, type, types.FunctionType))}
-    return parse(model, given, "this notebook")
+    names = [n for n, v in namespace.items() if not n.startswith("_") and n not in NOT_PARAMETERS and not isinstance(v, types.ModuleType | type | types.FunctionType)]
+    # a second execution of the cell finds the notebook's own variables too: what counts is what was there at the first
+    names = namespace.setdefault(_PARAMETERS, names)
+    return parse(model, {name: namespace[name] for name in names}, "this notebook")
 
 
 class Study:
@@ -66,10 +68,9 @@ class Study:
         self.id, self.title, self.paper, self.parameters = id, title, paper, parameters
         self.key = f"{id}-{parameters.profile}"
         self.folder = home() / "studies" / self.key
-        self.claims: list[Claim] = []
-        self.failures: list[str] = []
-        self._sections: list[Any] = []
-        self._runs: list[Any] = []
+        self._claims: dict[str, Claim] = {}
+        self._failures: dict[str, str] = {}
+        self._sections: dict[str, Any] = {}
 
     def choose(self, smoke: Any, quick: Any, full: Any) -> Any:
         """The value for the profile in force."""
@@ -88,38 +89,36 @@ class Study:
         result = sweep(runs, seeds=seeds, device=p.device, tracking=p.tracking_uri or None, experiment=self.id, parent=self.key,
                        tags={"workbench.study": self.id, "workbench.profile": p.profile}, **options)
         for job, reason in result.failures:
-            self.failures.append(f"{job['method']} on {job['task']}, seed {job.get('seed', 0)}: {reason}")
+            self._failures[json.dumps(job, sort_keys=True, default=str)] = f"{job['method']} on {job['task']}, seed {job.get('seed', 0)}: {reason}"
         for ended in result.runs:
             if ended.status != "finished":
-                self.failures.append(f"{ended.spec['method']} on {ended.spec['task']}, seed {ended.spec['seed']}: {ended.status}, {ended.reason}")
-        self._runs += result.runs
+                spec = ended.spec
+                self._failures[ended.key] = f"{spec['method']} on {spec['task']}, seed {spec['seed']}: {ended.status}, {ended.reason}"
         return compare(result.runs, metric=metric)
 
+    @property
+    def claims(self) -> list[Claim]:
+        return list(self._claims.values())
+
+    @property
+    def failures(self) -> list[str]:
+        """What did not finish, a line each."""
+        return list(self._failures.values())
+
     def show(self, item: plotly.graph_objects.Figure | pandas.DataFrame, heading: str, text: str = "") -> Any:
-        """Put a figure or a table into the report under a heading, and return it for the notebook to display."""
-        self._sections.append((heading, text, item) if text else (heading, item))
+        """Put a figure or a table into the report under a heading, in place of an earlier one there, and return it for the notebook to display."""
+        self._sections[heading] = (heading, text, item) if text else (heading, item)
         return item
 
     def claim(self, claim: Claim) -> None:
-        """Add a claim with its verdict."""
-        self.claims.append(claim)
+        """Add a claim with its verdict, or replace the one with the same text."""
+        self._claims[claim.text] = claim
 
     def verdicts(self) -> pandas.DataFrame:
         """The claims table: what the paper says, what was measured, the verdict and its rule."""
         import pandas
 
         return pandas.DataFrame([c.row() for c in self.claims]).rename_axis("no")
-
-    def values(self, metric: str, *, last: bool = True, **spec: Any) -> list[float]:
-        """One figure a seed: ``metric`` of the finished runs whose method, task or parameters match ``spec``; the last value, or the best."""
-        found = []
-        for r in self._runs:
-            facts = {**r.spec["task_params"], **r.spec["params"], **{k: r.spec[k] for k in ("method", "task", "seed", "device")}}
-            if r.status == "finished" and all(facts.get(k) == v for k, v in spec.items()):
-                value = r.metrics.get(metric) if last else r.best(metric)
-                if value is not None:
-                    found.append(value)
-        return found
 
     def image_task(self, dataset: str, model: str, sizes: dict[str, Any], stand_in: str) -> tuple[str, dict[str, Any]]:
         """Task id and task parameters for a data set where it can be had, else for the embedded ``stand_in``, which the report then says."""
@@ -130,14 +129,17 @@ class Study:
         except UserError as error:
             note = f"{dataset} is not at hand, so {stand_in} stands in and the paper's figures do not apply. {error}"
             print(note)
-            self._sections.append(("Data", note))
+            self._sections["Data"] = ("Data", note)
             return stand_in, {}
         if note := data.provenance(dataset).get("note"):
-            self._sections.append((f"About {dataset}", note))
+            self._sections[f"About {dataset}"] = (f"About {dataset}", note)
         return f"{dataset}/{model}", sizes
 
     def paper_table(self, comparison: Comparison, paper: Mapping[str, str], metric: str = "eval/accuracy") -> pandas.DataFrame:
-        """Paper / ours / ours (full) by method, in percent; a figure that was never measured is absent."""
+        """Paper / ours / ours (full) by method, in percent; a figure that was never measured is absent.
+
+        Ours is the last epoch's; the best epoch's, chosen on the test set as papers often do, stands beside it.
+        """
         import pandas
 
         from tracking.results import kept
@@ -146,12 +148,12 @@ class Study:
         full = kept(self.id)
         rows = []
         for method in dict.fromkeys([*paper, *(g.method for g in comparison.groups)]):
-            ours = [v for g in comparison.groups if g.method == method for v in g.values(metric)]
-            row = {"method": method, "paper [%]": paper.get(method), "ours [%]": figure(ours, 1, 100) if ours else None}
-            for r in full.to_dict("records"):
-                if r["method"] == method and r["metric"] == metric:
-                    half = "" if r["half_width"] != r["half_width"] or r["half_width"] is None else f" ± {100 * r['half_width']:.2f}"
-                    row[f"ours (full, {r['hardware']}) [%]"] = f"{100 * r['mean']:.2f}{half} (n = {r['n']})"
+            last, best = comparison.values(method, metric), comparison.values(method, metric, best=True)
+            row = {"method": method, "paper [%]": paper.get(method), "ours [%]": figure(last, 1, 100) if last else None,
+                   "ours, best epoch [%]": figure(best, 1, 100) if best else None}
+            for r in full[(full["method"] == method) & (full["metric"] == metric)].to_dict("records"):
+                spread = f" ± {100 * r['half_width']:.2f}" if r["n"] > 1 else ""
+                row[f"ours (full, {r['hardware']}) [%]"] = f"{100 * r['mean']:.2f}{spread} (n = {r['n']})"
             rows.append(row)
         return pandas.DataFrame(rows)
 
@@ -161,7 +163,7 @@ class Study:
         from workbench.provenance import environment
 
         links: dict[str, str] = {}
-        sections = [*self._sections]
+        sections = [*self._sections.values()]
         if self.claims:
             sections.insert(0, ("Claims", Table(self.verdicts(), "Each claim of the paper, its figure and ours, and the rule of the verdict.")))
         if self.failures:
@@ -186,12 +188,12 @@ class Study:
         try:
             store = Store(uri)
             verdicts = "\n".join(f"- **{c.verdict}**: {c.text} ({c.ours})" for c in self.claims)
-            run_id = store.study_run(self.key, self.id, f"{self.id} ({self.parameters.profile})", self.parameters.model_dump(),
-                                     {"workbench.study": self.id, "workbench.profile": self.parameters.profile},
-                                     f"# {self.title}\n\n{verdicts}")
+            # as tags, because a study may be run again with other parameters and MLflow's are written once
+            tags = {"workbench.study": self.id, **{f"workbench.{k}": str(v) for k, v in self.parameters.model_dump().items() if k != "tracking_uri"}}
+            run_id = store.study_run(self.key, self.id, f"{self.id} ({self.parameters.profile})", tags=tags, note=f"# {self.title}\n\n{verdicts}")
             self._write_summary({})
             store.log_artifacts(run_id, [self.folder / "report.html", self.folder / "summary.json"])
-            store.finish(run_id, "failed" if self.failures and not self._runs else "finished")
+            store.finish(run_id, "finished")
             return store.experiment_url(self.id)
         except Exception as error:
             return f"not logged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
