@@ -16,6 +16,7 @@ from tracking.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 well, 1 a run failed or was stopped, 2 a mistake in what was typed."""
     args = build_parser().parse_args(argv)
+    _make_paths_absolute()
     try:
         code = args.verb(args) or 0
         sys.stdout.flush()
@@ -29,6 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("workbench: interrupted", file=sys.stderr)
         return 1
+
+
+def _make_paths_absolute() -> None:
+    """A relative path in the environment means the folder the command was typed in, also for a notebook kernel that starts in another."""
+    def absolute(path: str) -> str:
+        return str(Path(os.path.expanduser(path)).absolute())
+
+    for name in ("WORKBENCH_HOME", "WORKBENCH_DATA", "WORKBENCH_CACHE", "WORKBENCH_PLUGINS"):
+        if os.environ.get(name):
+            os.environ[name] = os.pathsep.join(absolute(path) for path in os.environ[name].split(os.pathsep) if path)
+    scheme, sqlite, path = os.environ.get("MLFLOW_TRACKING_URI", "").partition("sqlite:///")
+    if sqlite and path and not scheme:
+        os.environ["MLFLOW_TRACKING_URI"] = sqlite + absolute(path)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ from tracking.metrics import split_finite
 from workbench import checkpoint
 from workbench.control import Control, Stopped
 from workbench.method import Context, Progress
-from workbench.provenance import describe_run
+from workbench.provenance import describe_data, describe_run
 from workbench.spec import Job
 from workbench.state import restore, snapshot, state_bytes
 
@@ -63,6 +63,8 @@ class Loop:
     control: Control
     observer: Observer | None = None
     checkpoint_s: float = CHECKPOINT_S
+    on_open: Callable[[], object] | None = None
+    """Called when ``run.json`` is complete and the first step is due."""
     ctx: Context = field(init=False)
     state: Any = field(init=False, default=None)
     pending: dict[str, float] | None = field(init=False, default=None)  # a step's metrics whose evaluation is still due
@@ -112,6 +114,9 @@ class Loop:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self.ctx = Context(device=device, seed=spec.seed, poll=self._poll)
         self.job.task.setup(self.ctx)
+        run = self.folder.read_run()
+        data = describe_data(self.job)
+        self._refuse_other_data(run["tags"], data["tags"])
         self.state = self.job.method.init(self.job.task, self.ctx)
         self.energy = EnergyMeter(probe(self.job.device)[0])
         self.memory = PeakMemory(device)
@@ -124,14 +129,18 @@ class Loop:
             # joules of the lost tail were spent, but so were its seconds: both meters go back to the checkpoint
             self.energy.resume(engine["energy"], begun=self.wall_s > 0)
         self.journal = Journal(self.folder.journal_path, truncate_at=saved["engine"]["journal"] if saved else 0)
-        run = self.folder.read_run()
-        run["tags"] |= {"energy.source": ", ".join(self.energy.sources.values()) or "none on this machine",
-                        **{f"data.{k}": v for k, v in self._task_provenance().items()}}
-        self.folder.write_run(run)
+        energy = {"energy.source": ", ".join(self.energy.sources.values()) or "none on this machine"}
+        self.folder.write_run(run | {"tags": run["tags"] | energy | data["tags"], "dataset": data["dataset"]})
+        if self.on_open:
+            self.on_open()
         self._saved_at = time.monotonic()
 
-    def _task_provenance(self) -> dict[str, str]:
-        return getattr(self.job.task, "provenance", dict)()
+    def _refuse_other_data(self, before: dict[str, str], now: dict[str, str]) -> None:
+        """What is resumed was computed on the data that the run began with: the rest must be, too."""
+        if "data.digest" in before and "data.digest" in now and before["data.digest"] != now["data.digest"]:
+            told = [f"{tags.get('data.source', 'unstated')} (digest {tags['data.digest']})" for tags in (before, now)]
+            raise UserError(f"This run was begun on other data: {told[0]}. At hand are: {told[1]}. "
+                            "Bring the first back to go on, or repeat the run with fresh=True (--fresh).")
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -249,6 +258,9 @@ def prepare(job: Job, folder: RunFolder, *, experiment: str, fresh: bool, parent
         if not fresh:
             return
         attempt = int(run["tags"]["workbench.attempt"]) + 1
+        # in this order, a kill in between leaves no result without its journal and no checkpoint without the lines it counts on
+        for path in (folder.status_path, folder.checkpoint_path, folder.journal_path, folder.run_path):
+            path.unlink(missing_ok=True)
         for path in folder.path.iterdir():
             if path.name != ".lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+import weakref
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from workbench import registry
 from workbench.spec import Job
 
 PACKAGES = ("torch", "numpy", "pandas", "pydantic", "mlflow-skinny", "efficient-workbench")
+_digests: dict[str, tuple[weakref.ref, str]] = {}  # by data set: the arrays that were hashed, and their digest
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +78,7 @@ def _commit() -> str | None:
 
 
 def describe_run(job: Job, *, experiment: str, attempt: int, parent: str | None, tags: dict[str, str]) -> dict[str, Any]:
-    """The content of ``run.json``: all that a store must know of a run."""
+    """The content of ``run.json``: all that a store must know of a run. The data join it once they are loaded (:func:`describe_data`)."""
     spec = job.spec
     entry = registry.method_entry(spec.method)
     params: dict[str, Any] = {"method": spec.method, "task": spec.task, "seed": spec.seed, "device": spec.device,
@@ -90,12 +92,40 @@ def describe_run(job: Job, *, experiment: str, attempt: int, parent: str | None,
                  "workbench.hardware": hardware(job.device), **tags},
         "note": f"**{entry.title}** on `{spec.task}`, seed {spec.seed}. {entry.summary}"
                 + (f" [Paper]({entry.paper_url})" if entry.paper_url else ""),
-        "dataset": {"name": job.task.dataset, "digest": dataset_digest(job)},
         "spec": dict(spec.__dict__), "provenance": facts, "created": time.time(),
     }
 
 
-def dataset_digest(job: Job) -> str:
-    """Eight hex digits that agree for runs on the same data with the same sizes."""
+def describe_data(job: Job) -> dict[str, Any]:
+    """What joins ``run.json`` after ``Task.setup``: tags ``data.*``, and ``dataset`` as a store shows it.
+
+    ``data.digest`` is the identity of the data (:func:`data_digest`, or what the task's own ``provenance()`` gives under this name).
+    """
+    digest = data_digest(job.task.dataset)
+    facts = ({"digest": digest} if digest else {}) | getattr(job.task, "provenance", dict)()
     sizes = {k: v for k, v in job.spec.task_params.items() if k not in ("width", "augment")}
-    return hashlib.sha256(f"{job.task.dataset}{sorted(sizes.items())}".encode()).hexdigest()[:8]
+    # eight hex digits that agree for runs on the same data with the same sizes
+    shown = hashlib.sha256(f"{job.task.dataset}{sorted(sizes.items())}{facts.get('digest', '')}".encode()).hexdigest()[:8]
+    return {"tags": {f"data.{k}": v for k, v in facts.items()}, "dataset": {"name": job.task.dataset, "digest": shown}}
+
+
+def data_digest(dataset: str) -> str | None:
+    """Sixteen hex digits of the arrays of a data set as it is at hand now, whatever file holds them and wherever it lies.
+
+    ``None`` where there is nothing to compare: the task generates its data, or this machine has no source of them (nothing is downloaded).
+    :class:`tracking.errors.UserError` when the source cannot be read.
+    """
+    from workbench import data
+
+    if dataset not in data.DATASETS or not data.sources_of(data.DATASETS[dataset]):
+        return None
+    arrays = data.load(dataset)
+    known = _digests.get(dataset)
+    if known and known[0]() is arrays["train_x"]:  # data.load gives the same arrays until their source changes
+        return known[1]
+    sha = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes() if not array.flags.c_contiguous else array.data.cast("B"))
+    _digests[dataset] = weakref.ref(arrays["train_x"]), sha.hexdigest()[:16]
+    return _digests[dataset][1]

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -109,22 +109,32 @@ def code_version(*entries: Entry) -> str:
     Part of a run's key: changed mathematics is never answered from the cache.
     """
     seen: dict[str, bytes] = {}
-    todo = [(e.module, e.file) for e in entries]
-    while todo:
-        name, file = todo.pop()
-        if name in seen:
-            continue
-        seen[name] = file.read_bytes()
-        _refuse_edited(name, file, seen[name])
-        for imported in _imports(name, seen[name]):
-            if imported not in seen and imported not in WORDS_ONLY and (path := _project_file(imported)):
-                todo.append((imported, path))
+    for name, (file, source) in _closure(entries).items():
+        if _imported_as(name, file, source) not in (None, hashlib.sha256(source).hexdigest()):
+            raise UserError(f"{file} was edited after this process imported it. Restart the kernel (or the process) to run the new code.")
+        seen[name] = source
     digest = hashlib.sha256()
     # a plugin's module name has its folder in it, and the same code has the same version on another machine
     labelled = sorted((name.rpartition(".")[2] if name.startswith(PLUGINS) else name, text) for name, text in seen.items())
     for name, text in labelled:
         digest.update(name.encode() + b"\0" + text + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _closure(entries: Iterable[Entry]) -> dict[str, tuple[Path, bytes]]:
+    """File and source by module name: the entries' own, and all project files that they import, however deep."""
+    seen: dict[str, tuple[Path, bytes]] = {}
+    todo = [(e.module, e.file) for e in entries]
+    while todo:
+        name, file = todo.pop()
+        if name in seen:
+            continue
+        source = file.read_bytes()
+        seen[name] = file, source
+        for imported in _imports(name, source):
+            if imported not in seen and imported not in WORDS_ONLY and (path := _project_file(imported)):
+                todo.append((imported, path))
+    return seen
 
 
 # --- scanning ---------------------------------------------------------------------------------------------
@@ -200,10 +210,13 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
 
 def _load(entry: Entry) -> Any:
     try:
-        return getattr(_import(entry.module, entry.file), entry.cls)
+        cls = getattr(_import(entry.module, entry.file), entry.cls)
     except ImportError as error:
         raise UserError(f"{entry.id!r} cannot be used: importing {entry.file} failed with: {error}. "
                         "Install what is missing, or mend the file.") from error
+    for name, (file, source) in _closure([entry]).items():  # an edit from here on is one that the class does not have
+        _imported_as(name, file, source)
+    return cls
 
 
 def _import(name: str, file: Path) -> ModuleType:
@@ -224,13 +237,14 @@ def _import(name: str, file: Path) -> ModuleType:
         return sys.modules[name]
 
 
-def _refuse_edited(name: str, file: Path, source: bytes) -> None:
-    """What runs is the code as it was imported: a later edit must not lend its version to the figures of the old code."""
+def _imported_as(name: str, file: Path, source: bytes) -> str | None:
+    """Digest of the file as this process imported it, kept from the first call on; ``None`` when it did not (or it is a plugin).
+
+    What runs is the code as it was imported: a later edit must not lend its version to the figures of the old code.
+    """
     if name.startswith(PLUGINS) or getattr(sys.modules.get(name), "__file__", None) != str(file):
-        return
-    digest = hashlib.sha256(source).hexdigest()
-    if _as_imported.setdefault(file, digest) != digest:
-        raise UserError(f"{file} was edited after this process imported it. Restart the kernel (or the process) to run the new code.")
+        return None
+    return _as_imported.setdefault(file, hashlib.sha256(source).hexdigest())
 
 
 @lru_cache(maxsize=1024)

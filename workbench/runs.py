@@ -176,7 +176,7 @@ def run(
     """Run ``method`` on ``task`` and return the ended :class:`Run` (or a :class:`RunHandle` at once, with ``wait=False``).
 
     A finished run with the same method, task, parameters, seed, budget, device and code is returned from its folder, not repeated;
-    ``fresh=True`` repeats it. An interrupted one goes on from its last checkpoint.
+    ``fresh=True`` repeats it, and so do other data under the name of its data set. An interrupted one goes on from its last checkpoint.
 
     Args:
         params, task_params: values by name; see ``workbench.describe``. What is left out takes its default.
@@ -242,11 +242,12 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
     with folder.lock():
         before = folder.read_status()
         finished = before is not None and before["status"] == "finished" and not fresh
+        if finished and _on_other_data(job, folder):
+            log.warning("%s is repeated: the data set %r here is not the one that its kept figures are of.", job.spec.name, job.task.dataset)
+            finished, fresh = False, True
         if not finished:
             prepare(job, folder, experiment=experiment, fresh=fresh, parent=parent, tags=tags)
         recorder = Recorder(folder, uri, on_control=lambda word: control.obey(word, "from MLflow")) if uri else None
-        if recorder:
-            recorder.start()
         if finished:  # still shipped: this store may not have it yet
             return Run(folder, "finished", cached=True, url=_ship(recorder) if recorder else None)
         bar = _bar(job) if progress else None
@@ -260,7 +261,10 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
                 observer(report)
 
         try:
-            status, reason = Loop(job, folder, control, watch, CHECKPOINT_S if checkpoint_s is None else checkpoint_s).run()
+            # a store writes down the data set when it makes the run, so the recorder waits until the data are known
+            loop = Loop(job, folder, control, watch, CHECKPOINT_S if checkpoint_s is None else checkpoint_s,
+                        on_open=recorder.start if recorder else None)
+            status, reason = loop.run()
         finally:
             if bar:
                 bar(None)
@@ -269,8 +273,22 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
         return Run(folder, status, reason, url=url)
 
 
+def _on_other_data(job: Job, folder: RunFolder) -> bool:
+    """Whether the data at hand are not those of the finished run. Where there are none, or none that can be read, its figures stand."""
+    from workbench.provenance import data_digest
+
+    recorded = folder.read_run()["tags"].get("data.digest")
+    if recorded is None:
+        return False
+    try:
+        return data_digest(job.task.dataset) not in (None, recorded)
+    except UserError:
+        return False
+
+
 def _ship(recorder: Recorder) -> str | None:
     """Wait a little for the store to have everything; say so when it has not."""
+    recorder.start()  # a run that failed before its first step is shipped, too
     left = recorder.close(timeout_s=30.0)  # a first run imports MLflow and makes its database meanwhile
     if left:
         log.warning("%d points are not in MLflow yet (%s). Nothing is lost: `workbench sync` ships the rest.", left, recorder.error)
