@@ -22,6 +22,7 @@ from tests.lowbit_helpers import (
     train,
 )
 from tracking.errors import UserError
+from workbench.method import Context
 from workbench.methods.lowbit.adaste import AdaSTE, AdaSTETraining, adaptive_scale, relaxed_weight
 from workbench.params import parse
 
@@ -141,6 +142,30 @@ def test_random_start():
     assert abs(torch.sign(theta).mean().item()) < 0.05
     again = torch.nn.Parameter(torch.zeros(100, 100))
     assert torch.equal(theta, AdaSTE([again], lr=0.1, generator=torch.Generator().manual_seed(0)).latent(again))
+
+
+def test_the_random_start_is_drawn_on_the_cpu():
+    """A meta tensor stands for another device: a CPU generator serves it, and gives as many numbers as at home."""
+    here, there = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    AdaSTE([torch.nn.Parameter(torch.zeros(7, 5))], lr=0.1, generator=here)
+    p = torch.nn.Parameter(torch.zeros(7, 5, device="meta"))
+    assert AdaSTE([p], lr=0.1, generator=there).latent(p).device.type == "meta"
+    assert torch.equal(torch.rand(3, generator=here), torch.rand(3, generator=there))
+    for device in ("cpu", "meta"):  # the method asks for such a generator, whatever the run's device
+        ctx = Context(device=torch.device(device), seed=3)
+        model = network(0).to(device)
+        optimizer = method().optimizer(model, ctx)
+        assert {s["theta"].device.type for s in optimizer.state.values() if "theta" in s} == {device}
+
+
+@pytest.mark.gpu
+def test_the_random_start_is_the_same_on_cuda():
+    starts = []
+    for device in ("cpu", "cuda"):
+        p = torch.nn.Parameter(torch.zeros(50, 40, device=device))
+        generator = Context(device=torch.device(device), seed=3).generator("theta", cpu=True)
+        starts.append(AdaSTE([p], lr=0.1, generator=generator).latent(p).cpu())
+    assert torch.equal(*starts)
 
 
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "theta0": None, "b": 0.5}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -195,6 +196,39 @@ def test_data_list_and_doctor(here, tmp_path, monkeypatch):
 def test_studies_are_listed():
     ids = cli("study", "--ids").stdout.split()
     assert [row[0] for row in rows(cli("study").stdout)] == ids
+
+
+def test_relative_paths_are_those_of_the_folder_typed_in(toy, tmp_path, monkeypatch):
+    """A notebook kernel starts in another folder, and must find the same runs, data, plugins and store."""
+    monkeypatch.chdir(tmp_path)
+    given = {"WORKBENCH_HOME": "out", "WORKBENCH_DATA": "./data", "WORKBENCH_CACHE": "~/cache",
+             "WORKBENCH_PLUGINS": os.pathsep.join(["plugins", str(tmp_path / "more")]), "MLFLOW_TRACKING_URI": "sqlite:///m.db"}
+    (tmp_path / "more").mkdir()
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "toy", "toy", "--set", "steps=3", *QUIET]) == 0
+    script = ("import os\nfrom tracking.address import tracking_uri\nfrom workbench import data_sources, registry, runs\n"
+              "r = runs.run('toy', 'toy', {'steps': 3}, threads=1, device='cpu', tracking='off')\n"
+              "print(r.cached, r.folder.path, data_sources.data_folder(), data_sources.cache_folder(), tracking_uri(), sep='\\n')")
+    (tmp_path / "notebooks").mkdir()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path / "notebooks", timeout=60,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    cached, folder, data, cache, uri = done.stdout.splitlines()
+    assert cached == "True"
+    assert Path(folder).parent == tmp_path / "out" / "journals"
+    assert (data, cache, uri) == (str(tmp_path / "data"), str(Path.home() / "cache"), f"sqlite:///{tmp_path}/m.db")
+
+
+@pytest.mark.parametrize("uri", ["http://server:5000", "postgresql://db/x", "sqlite:////abs/m.db", "off", ""])
+def test_other_addresses_and_what_is_not_set_are_left_alone(monkeypatch, capsys, uri):
+    for name in ("WORKBENCH_DATA", "WORKBENCH_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORKBENCH_HOME", "/somewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    before = dict(os.environ)
+    assert main(["methods"]) == 0
+    assert dict(os.environ) == before
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------

@@ -132,6 +132,59 @@ def _die(kill: str, attempt: int) -> None:
         os._exit(0)
 
 
+def files_of(r: Run) -> set[str]:
+    return {path.name for path in r.folder.path.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_kill_9_while_a_run_is_cleared_for_a_fresh_one(toy, count):
+    """After the removal of each file of a finished run: what is left is never taken for a result."""
+    first = go()
+    first.folder.artifacts_path.mkdir()
+    (first.folder.artifacts_path / "figure.html").write_text("kept")
+    first.folder.error_path.write_text("an old traceback")
+    whole, files = lasting(first), files_of(first)
+    assert {"status.json", "checkpoint.pt", "journal.jsonl", "run.json"} < files
+    pid = os.fork()
+    if pid == 0:
+        _die_clearing(count)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status), "the child outlived its kill"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert len(files_of(first)) == len(files) - count
+    ended = go()
+    assert (ended.status, ended.cached) == ("finished", False)
+    assert lasting(ended) == whole
+    assert lasting(go()) == whole
+    assert go().cached
+
+
+def _die_clearing(count: int) -> None:
+    """In the child: ask for the run afresh, and SIGKILL oneself after ``count`` files (or folders) of it are gone."""
+    from workbench import engine
+
+    gone, prepare = [0], engine.prepare
+
+    def then_die(real):
+        def remove(path, *args, **kwargs):
+            there = os.path.lexists(path)
+            real(path, *args, **kwargs)
+            gone[0] += there
+            if gone[0] == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return remove
+
+    def counting(*args, **kwargs):  # from here on only: other removals are none of a run's files
+        Path.unlink, engine.shutil.rmtree = then_die(Path.unlink), then_die(engine.shutil.rmtree)
+        prepare(*args, **kwargs)
+
+    engine.prepare = counting
+    try:
+        go(fresh=True)
+    finally:
+        os._exit(0)
+
+
 def test_finished_run_is_returned_and_others_never_are(toy):
     assert not go().cached
     assert go().cached

@@ -305,3 +305,20 @@ def test_a_package_file_edited_after_its_import_is_refused(copied):
     assert done.returncode == 0, done.stderr
     assert re.search(r"REFUSED .*_second.py was edited .* Restart the kernel", done.stdout)
     assert "SAME AGAIN" in done.stdout
+
+
+@pytest.mark.parametrize("file", ["workbench/methods/probing/probe.py", "workbench/methods/probing/_second.py", "workbench/method.py"])
+def test_an_edit_between_the_import_and_the_first_run_is_refused(copied, file):
+    """As in a notebook: describe a method, edit it, run it. The import alone fixes what the version may be of."""
+    code = (
+        "from pathlib import Path\nfrom workbench import registry\nfrom tracking.errors import UserError\n"
+        "registry.load_method('probe')\n"
+        f"file = Path({file!r})\ntext = file.read_text()\nfile.write_text(text + '\\n# edited\\n')\n"
+        "registry.load_method('probe')\n"  # asking again makes the edit no part of what was imported
+        "try:\n    registry.code_version(registry.method_entry('probe'))\nexcept UserError as error:\n    print('REFUSED', error)\n"
+        "file.write_text(text)\nregistry.code_version(registry.method_entry('probe'))\nprint('SAME AGAIN')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=copied, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"REFUSED .*{Path(file).name} was edited .* Restart the kernel", done.stdout)
+    assert "SAME AGAIN" in done.stdout

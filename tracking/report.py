@@ -82,7 +82,8 @@ def table_html(table: Table) -> str:
     rows = []
     for values in table.data.itertuples(index=False, name=None):
         cells = [f'<th scope="row">{_plain(cell_text(values[0]))}</th>'] if values else []
-        cells += [f"<td{_right(n)}>{_plain(cell_text(v))}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
+        # a mean and its half-width stay on one line
+        cells += [f"<td{_right(n)}>{_plain(cell_text(v)).replace(' ± ', '&nbsp;±&nbsp;')}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = _plain(table.caption)
     return (f'<div class="wide" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'

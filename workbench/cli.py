@@ -37,11 +37,13 @@ def _make_paths_absolute() -> None:
     def absolute(path: str) -> str:
         return str(Path(os.path.expanduser(path)).absolute())
 
-    for name in ("WORKBENCH_HOME", "WORKBENCH_DATA", "WORKBENCH_CACHE", "WORKBENCH_PLUGINS"):
+    for name in ("WORKBENCH_HOME", "WORKBENCH_DATA", "WORKBENCH_CACHE"):
         if os.environ.get(name):
-            os.environ[name] = os.pathsep.join(absolute(path) for path in os.environ[name].split(os.pathsep) if path)
-    scheme, sqlite, path = os.environ.get("MLFLOW_TRACKING_URI", "").partition("sqlite:///")
-    if sqlite and path and not scheme:
+            os.environ[name] = absolute(os.environ[name])
+    if plugins := os.environ.get("WORKBENCH_PLUGINS"):
+        os.environ["WORKBENCH_PLUGINS"] = os.pathsep.join(absolute(path) for path in plugins.split(os.pathsep) if path)
+    before, sqlite, path = os.environ.get("MLFLOW_TRACKING_URI", "").partition("sqlite:///")
+    if path and not before:
         os.environ["MLFLOW_TRACKING_URI"] = sqlite + absolute(path)
 
 

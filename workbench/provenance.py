@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tracking.errors import UserError
 from workbench import registry
 from workbench.spec import Job
 
@@ -107,6 +108,17 @@ def describe_data(job: Job) -> dict[str, Any]:
     # eight hex digits that agree for runs on the same data with the same sizes
     shown = hashlib.sha256(f"{job.task.dataset}{sorted(sizes.items())}{facts.get('digest', '')}".encode()).hexdigest()[:8]
     return {"tags": {f"data.{k}": v for k, v in facts.items()}, "dataset": {"name": job.task.dataset, "digest": shown}}
+
+
+def on_other_data(run: dict[str, Any], dataset: str) -> bool:
+    """Whether the data at hand are not those of ``run`` (content of ``run.json``). Where there are none, or none to be read: False."""
+    recorded = run["tags"].get("data.digest")
+    if recorded is None:
+        return False
+    try:
+        return data_digest(dataset) not in (None, recorded)
+    except UserError:
+        return False
 
 
 def data_digest(dataset: str) -> str | None:

@@ -237,13 +237,14 @@ def _store_uri(tracking: str | None) -> str | None:
 def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: str | None, experiment: str, parent: str | None,
              tags: dict[str, str], observer: Observer | None, checkpoint_s: float | None) -> Run:
     from workbench.engine import CHECKPOINT_S, Loop, prepare
+    from workbench.provenance import on_other_data
 
     folder, control = handle.folder, handle.control
     with folder.lock():
         before = folder.read_status()
         finished = before is not None and before["status"] == "finished" and not fresh
-        if finished and _on_other_data(job, folder):
-            log.warning("%s is repeated: the data set %r here is not the one that its kept figures are of.", job.spec.name, job.task.dataset)
+        if finished and on_other_data(folder.read_run(), job.task.dataset):  # without them its figures stand
+            log.warning("%s is repeated: the data set %r here is not the one of its kept figures.", job.spec.name, job.task.dataset)
             finished, fresh = False, True
         if not finished:
             prepare(job, folder, experiment=experiment, fresh=fresh, parent=parent, tags=tags)
@@ -271,19 +272,6 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
             handle.computed.set()
             url = _ship(recorder) if recorder else None
         return Run(folder, status, reason, url=url)
-
-
-def _on_other_data(job: Job, folder: RunFolder) -> bool:
-    """Whether the data at hand are not those of the finished run. Where there are none, or none that can be read, its figures stand."""
-    from workbench.provenance import data_digest
-
-    recorded = folder.read_run()["tags"].get("data.digest")
-    if recorded is None:
-        return False
-    try:
-        return data_digest(job.task.dataset) not in (None, recorded)
-    except UserError:
-        return False
 
 
 def _ship(recorder: Recorder) -> str | None:

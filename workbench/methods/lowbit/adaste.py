@@ -78,7 +78,8 @@ class AdaSTE(LowBitOptimizer):
         gain: factor on the gradient. The authors' code multiplies twice by N, ten times the number of training samples.
         theta0: start from ``theta = +-theta0`` at random; ``None`` starts from the model's own weights.
         small: gradients up to this size escape the adaptation.
-        generator: source of the random start, on the parameters' device; needed unless ``theta0`` is ``None``.
+        generator: source of the random start, on the CPU, so that it is the same on every device; needed unless ``theta0``
+            is ``None``.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class AdaSTE(LowBitOptimizer):
         for p in group["params"]:
             theta = p.detach().clone()
             if self._theta0 is not None:
-                coin = torch.rand(p.shape, generator=self._generator, device=p.device)
+                coin = torch.rand(p.shape, generator=self._generator).to(p.device)
                 theta = torch.where(coin < 0.5, -self._theta0, self._theta0).to(p.dtype)
             self.state[p].update(theta=theta, m=torch.zeros_like(theta), step=torch.zeros(()))
             p.copy_(relaxed_weight(theta, group["a"], group["b"]))
@@ -177,7 +178,7 @@ class AdaSTETraining(LowBitTraining):
     def optimizer(self, model: nn.Module, ctx: Context) -> AdaSTE:
         p = self.params
         return AdaSTE(self.groups(model), a=p.a, b=self.b_at(0), theta0=p.theta0 or None, small=p.small,
-                      generator=ctx.generator("theta"), **self.common())
+                      generator=ctx.generator("theta", cpu=True), **self.common())
 
     def on_epoch(self, state: SupervisedState) -> None:
         state.optimizer.relax(self.b_at(state.epoch))
