@@ -82,8 +82,7 @@ def table_html(table: Table) -> str:
     rows = []
     for values in table.data.itertuples(index=False, name=None):
         cells = [f'<th scope="row">{_plain(cell_text(values[0]))}</th>'] if values else []
-        # a mean and its half-width stay on one line
-        cells += [f"<td{_right(n)}>{_plain(cell_text(v)).replace(' ± ', '&nbsp;±&nbsp;')}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
+        cells += [f"<td{_right(n or _is_figure(v))}>{_plain(cell_text(v))}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = _plain(table.caption)
     return (f'<div class="wide" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
@@ -170,6 +169,11 @@ def _heading(column: Any) -> str:
     """Column title; the name of a metric in it gets its unit."""
     words = str(column).split(" ")
     return " ".join(METRICS[w].label if w in METRICS else w for w in words)
+
+
+def _is_figure(value: Any) -> bool:
+    """A mean with its half-width in print: it stays on one line like a number."""
+    return isinstance(value, str) and " ± " in value and len(value) < 30
 
 
 def _right(numeric: bool) -> str:

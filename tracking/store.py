@@ -280,11 +280,14 @@ class Store:
         return (f"{ui_url(self.uri)}/#/experiments/{self.experiment(experiment)}/runs/{run_id}"
                 f"?workflowType=machine_learning")
 
-    def experiment_url(self, experiment: str, view: str | None = None) -> str:
-        """Deep link to the charts of experiment ``experiment`` (a name), arranged by saved view ``view`` if given."""
-        share = f"&viewStateShareKey={quote(view)}" if view else ""
+    def experiment_url(self, experiment: str, view: str | None = None, sort: str = "eval/accuracy") -> str:
+        """Deep link to the charts of experiment ``experiment`` (a name), best ``sort`` first, or arranged by saved view ``view`` if given.
+
+        Sorted by date, MLflow 3.17 folds the runs of a study under their parent and draws nothing; sorted by a metric it shows them.
+        """
+        arranged = f"&viewStateShareKey={quote(view)}" if view else f"&orderByKey={quote(f'metrics.`{sort}`', safe='')}&orderByAsc=false"
         return (f"{ui_url(self.uri)}/#/experiments/{self.experiment(experiment)}/runs"
-                f"?compareRunsMode=CHART{share}&workflowType=machine_learning")
+                f"?compareRunsMode=CHART{arranged}&workflowType=machine_learning")
 
 
 def _identity(run: Mapping[str, Any]) -> dict[str, str]:
