@@ -124,16 +124,16 @@ def code_version(*entries: Entry) -> str:
 def _closure(entries: Iterable[Entry]) -> dict[str, tuple[Path, bytes]]:
     """File and source by module name: the entries' own, and all project files that they import, however deep."""
     seen: dict[str, tuple[Path, bytes]] = {}
-    todo = [(e.module, e.file) for e in entries]
-    while todo:
-        name, file = todo.pop()
+    pending = [(e.module, e.file) for e in entries]
+    while pending:
+        name, file = pending.pop()
         if name in seen:
             continue
         source = file.read_bytes()
         seen[name] = file, source
         for imported in _imports(name, source):
             if imported not in seen and imported not in WORDS_ONLY and (path := _project_file(imported)):
-                todo.append((imported, path))
+                pending.append((imported, path))
     return seen
 
 
