@@ -489,6 +489,7 @@ def test_hidden_lines_stay_hidden_when_a_run_joins(ex):
 def test_threads_end_with_the_work(ex):
     ex.run().wait(WAIT_S)
     until(lambda: not any(t.name.startswith("workbench explorer") for t in threading.enumerate()), "threads to end")
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("workbench explorer")]
 
 
 # --- curves ---------------------------------------------------------------------------------------------------
