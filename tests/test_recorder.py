@@ -70,7 +70,6 @@ def test_everything_arrives(uri, tmp_path, caplog):
     recorder = Recorder(folder, uri, interval_s=0.02)
     assert recorder.start() is recorder.start()
     report(folder, 0, 400)
-    recorder.wake()
     wait_for(lambda: recorder.run_id and len(stored(uri, recorder.run_id)) > 0)
     report(folder, 400, 700)
     with Journal(folder.journal_path) as journal:

@@ -163,7 +163,6 @@ def test_locked_database(uri, tmp_path):
     other = sqlite3.connect(database(uri))
     other.execute("BEGIN EXCLUSIVE")
     report(folder, 20, 40)
-    recorder.wake()
     time.sleep(0.3)  # long enough for the recorder to meet the lock
     other.rollback()
     wait_for(lambda: stored(uri, recorder.run_id) == expected(folder))

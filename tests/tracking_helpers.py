@@ -154,7 +154,6 @@ def record_with_full_disk(path: str, uri: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (database(uri).stat().st_size, hard))
     report(folder, 0, 3000)
-    recorder.wake()
     wait_for(lambda: recorder.error)
     print(recorder.error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -27,21 +27,22 @@ class Recorder:
 
     The run may open and cut its journal before or after :meth:`start`. ``on_control`` is called in the recorder's
     thread with ``"stop"``, ``"pause"`` or ``"resume"`` when a person has written that word into the run's tag
-    ``workbench.control``; the tag then reads ``stop (seen)``. ``interval_s`` is the pause between two batches; however
-    much there is to ship, the thread rests as long as it works while the run goes on.
+    ``workbench.control``; the tag then reads ``stop (seen)``. ``interval_s`` is the pause between two looks at the
+    journal, because a batch has a price of its own; however much there is to ship, the thread rests as long as it works
+    while the run goes on.
 
     ``run_id`` and ``url`` are ``None`` until the store has the run. ``error`` is the last trouble in one line, ``None``
     when there is none now; it is logged as a warning once.
     """
 
     def __init__(self, folder: RunFolder, uri: str, on_control: Callable[[str], None] | None = None,
-                 interval_s: float = 0.5) -> None:
+                 interval_s: float = 1.0) -> None:
         self.folder, self.uri, self.interval_s = folder, uri, interval_s
         self.error: str | None = None
         self._on_control = on_control
         self._shipper: Shipper | None = None
         self._thread = threading.Thread(target=self._work, name=f"recorder {folder.path.name}", daemon=True)
-        self._news, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._closing, self._abandoned = threading.Event(), threading.Event()
         self._warned = self._done = False
         self._polled = -CONTROL_POLL_S
         self._unanswered: str | None = None
@@ -60,10 +61,6 @@ class Recorder:
             self._thread.start()
         return self
 
-    def wake(self) -> None:
-        """Say that the journal has grown. Cheap; batches still keep ``interval_s`` apart."""
-        self._news.set()
-
     def close(self, timeout_s: float = 10.0) -> int:
         """Ship the rest, the artifacts and the final status; return the number of points the store does not have.
 
@@ -71,7 +68,6 @@ class Recorder:
         attempt that hangs then is left behind and sends nothing more.
         """
         self._closing.set()
-        self._news.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         self._abandoned.set()
@@ -110,8 +106,6 @@ class Recorder:
                 if not closing:
                     took = time.monotonic() - began
                     self._closing.wait(took if more else max(took, self.interval_s))
-                    if not more:
-                        self._news.wait(CONTROL_POLL_S)
         finally:
             if self._shipper is not None:
                 self._shipper.close()
@@ -120,8 +114,7 @@ class Recorder:
         """One batch, and what else is due; returns whether the journal may have more."""
         if self._shipper is None:
             self._shipper = Shipper(self.folder, self.uri)
-        self._news.clear()
-        more = self._shipper.ship() > 0
+        more = self._shipper.ship()
         if not more:
             self._shipper.save()
         if closing:

@@ -74,23 +74,25 @@ class Shipper:
             self.run_id = run_id
         self._settle()
 
-    def ship(self) -> int:
-        """Send the next batch of whole lines; return the number of lines passed, 0 when nothing is left."""
+    def ship(self) -> bool:
+        """Send the next batch of whole lines; return whether the journal surely has more."""
         self.open()
         if not self._follow():
-            return 0
+            return False
         if self._cursor.get("uncounted"):
             self._count()
         line, offset = self._line, self._offset
         points: list[Point] = []
+        full = False
         for entry in read(self.folder.journal_path, offset):
             fresh = _points(entry) if line >= self.lines else []
             if points and len(points) + len(fresh) > MAX_POINTS:
+                full = True
                 break
             points += fresh
             line, offset = line + 1, entry.end
         if self._cut():  # just now: what was read may be neither the old nor the new journal
-            return 1
+            return True
         if points:
             last = points[-1]
             self._cursor["intent"] = {"lines": line, "key": last.key, "step": last.step, "time_ms": last.time_ms}
@@ -99,10 +101,10 @@ class Shipper:
             # written down by the next announcement or save(): one write a batch, and a crash before it asks the store
             del self._cursor["intent"]
             self._saved = False
-        passed, self._line, self._offset = line - self._line, line, offset
+        self._line, self._offset = line, offset
         if line > self.lines:
             self._cursor["lines"], self._saved = line, False
-        return passed
+        return full
 
     def save(self) -> None:
         """Write the cursor if the file is behind."""

@@ -49,7 +49,8 @@ class Point(NamedTuple):
     step: int
 
 
-def _client(uri: str) -> Any:
+def client_class() -> Any:
+    """MLflow's client, imported quietly. Raises :class:`UserError` when MLflow is not installed."""
     if not available():
         raise UserError("MLflow is not installed, so nothing is sent to it; the journal keeps everything. "
                         "Install mlflow and ship it later, or set tracking to 'off'.")
@@ -63,7 +64,7 @@ def _client(uri: str) -> Any:
     # a locked database is retried and reported in one line; MLflow and urllib3 would print each failure at length
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return MlflowClient(uri)
+    return MlflowClient
 
 
 class Store:
@@ -79,9 +80,9 @@ class Store:
                 if not database.exists():
                     new = database.with_name(f"{database.name}.new")
                     new.unlink(missing_ok=True)
-                    _client(f"sqlite:///{new}").search_experiments(max_results=1)
+                    client_class()(f"sqlite:///{new}").search_experiments(max_results=1)
                     new.replace(database)
-        self.client = _client(uri)
+        self.client = client_class()(uri)
 
     @contextlib.contextmanager
     def _machine_lock(self) -> Iterator[None]:

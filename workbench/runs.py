@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracking import journal
+from tracking import journal, service
 from tracking.address import available, home, tracking_uri
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder
 from tracking.metrics import METRICS, metric
-from tracking.recorder import Recorder
 from workbench import checkpoint
 from workbench.control import Control, signals
 from workbench.spec import Job, resolve
@@ -105,6 +104,7 @@ class RunHandle:
     control: Control
     computed: threading.Event = field(default_factory=threading.Event)
     """Set when the computing is over; the shipping to MLflow may still go on until :meth:`wait` returns."""
+    _recorder: service.RemoteRecorder | None = field(init=False, default=None)
     _thread: threading.Thread = field(init=False)
     _result: Run | None = field(init=False, default=None)
     _error: BaseException | None = field(init=False, default=None)
@@ -133,6 +133,11 @@ class RunHandle:
         if record is None or (record["status"] not in LIVE and not self.computed.is_set()):
             return "queued"  # what the folder says is of an earlier attempt
         return record["status"]
+
+    @property
+    def url(self) -> str | None:
+        """The run's page in MLflow, as soon as MLflow has the run."""
+        return self._recorder.url if self._recorder else None
 
     def frame(self) -> pandas.DataFrame:
         """The journal so far."""
@@ -192,8 +197,10 @@ def run(
         UserError: a misspelt name, a value out of range, a missing data set; before any work starts where it can be known.
         RunFailed: the run ended with an error; its traceback is in ``error.txt`` of the run folder.
     """
-    job = resolve(method, task, params, task_params=task_params, seed=seed, device=device, threads=threads, budget=budget)
     uri = _store_uri(tracking)
+    if uri:
+        service.warm()  # it imports MLflow while this process imports torch
+    job = resolve(method, task, params, task_params=task_params, seed=seed, device=device, threads=threads, budget=budget)
     folder = RunFolder(runs_root() / job.spec.key)
     handle = RunHandle(job.spec.name, folder, Control())
 
@@ -248,14 +255,13 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
             finished, fresh = False, True
         if not finished:
             prepare(job, folder, experiment=experiment, fresh=fresh, parent=parent, tags=tags)
-        recorder = Recorder(folder, uri, on_control=lambda word: control.obey(word, "from MLflow")) if uri else None
+        recorder = service.RemoteRecorder(folder, uri, on_control=lambda word: control.obey(word, "from MLflow")) if uri else None
+        handle._recorder = recorder
         if finished:  # still shipped: this store may not have it yet
             return Run(folder, "finished", cached=True, url=_ship(recorder) if recorder else None)
         bar = _bar(job) if progress else None
 
         def watch(report: Report) -> None:
-            if recorder:
-                recorder.wake()
             if bar:
                 bar(report)
             if observer:
@@ -274,7 +280,7 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
         return Run(folder, status, reason, url=url)
 
 
-def _ship(recorder: Recorder) -> str | None:
+def _ship(recorder: service.RemoteRecorder) -> str | None:
     """Wait a little for the store to have everything; say so when it has not."""
     recorder.start()  # a run that failed before its first step is shipped, too
     left = recorder.close(timeout_s=30.0)  # a first run imports MLflow and makes its database meanwhile

@@ -15,7 +15,7 @@ from typing import Any
 
 from tracking.folder import RunFolder
 from tracking.journal import Journal
-from tracking.recorder import Recorder
+from tracking.service import RemoteRecorder
 from tracking.store import Store
 
 LINES, VALUES, PEER_VALUES = 12_500, 8, 1_000
@@ -32,7 +32,7 @@ def main() -> list[dict[str, Any]]:
         _journal(folder)
         journal = LINES * VALUES / (time.perf_counter() - began)
         folder.write_status("finished")
-        recorder = Recorder(folder, uri).start()
+        recorder = RemoteRecorder(folder, uri).start()
         left = recorder.close(timeout_s=600)
         ours = LINES * VALUES / (time.perf_counter() - began)
         if left:
@@ -93,14 +93,12 @@ def _slowdown(home: str, uri: str) -> tuple[float, float]:
     for repeat in range(REPEATS):
         for tracked in (False, True):
             folder = _folder(home, f"slow-{repeat}-{tracked}")
-            recorder = Recorder(folder, uri).start() if tracked else None
+            recorder = RemoteRecorder(folder, uri).start() if tracked else None
             began = time.perf_counter()
             with Journal(folder.journal_path) as journal:
                 for i in range(STEPS):
                     _work()
                     journal.append(i, {f"bench/metric_{k}": i * 0.1 + k for k in range(VALUES)})
-                    if recorder:
-                        recorder.wake()
             seconds[tracked].append(time.perf_counter() - began)
             folder.write_status("finished")
             if recorder:
