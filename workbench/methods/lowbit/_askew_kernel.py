@@ -9,15 +9,14 @@ formula for any levels is ``askew_direction``; the tests hold the three together
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Elements handled in one go. Small enough for the temporaries to stay in the second-level cache, so that main memory is
-# crossed once; and torch's own grain, up to which it runs an operation in one thread.
-CHUNK = 32_768
+# Elements a thread handles in one go: small enough for the temporaries to stay in its second-level cache, so that main
+# memory is crossed once; large enough for the work to outweigh the threads' meeting after each operation.
+CHUNK = 65_536
 
 
 @dataclass(frozen=True)
@@ -65,28 +64,18 @@ def skew(w: Tensor, g: Tensor, k: Constraint, scratch: Tensor | None = None) -> 
     return torch.lerp(g, target, a, out=target)
 
 
+@torch.no_grad()
 def in_chunks(work: Callable[..., None], *tensors: Tensor) -> None:
     """Call ``work(scratch, *parts)`` on flat parts of ``tensors``: cache-sized ones on a CPU, else whole.
 
-    Parts are shared out between as many Python threads as torch would use. Each operation on a part runs in one thread, so
-    there is no barrier after each of a dozen small operations, only one at the end.
+    Torch divides each operation on a part alike among its threads, so each thread finds its share in its own cache.
     """
     flat = [t.detach().view(-1) for t in tensors]
     count = flat[0].numel()
-    size = CHUNK if flat[0].device.type == "cpu" else max(count, 1)
-
-    @torch.no_grad()  # a thread has a grad mode of its own
-    def run(start: int, stop: int) -> None:
-        scratch = flat[0].new_empty(3, min(size, stop - start))
-        for i in range(start, stop, size):
-            work(scratch, *(t[i:min(i + size, stop)] for t in flat))
-
-    threads = min(torch.get_num_threads(), -(-count // (4 * size)))
-    if threads < 2:
-        return run(0, count)
-    share = -(-count // (threads * size)) * size
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda i: run(i, min(i + share, count)), range(0, count, share)))
+    size = min(count, CHUNK * torch.get_num_threads()) if flat[0].device.type == "cpu" else count
+    scratch = flat[0].new_empty(3, size)
+    for start in range(0, count, max(size, 1)):
+        work(scratch, *(t[start:start + size] for t in flat))
 
 
 def skew_into(out: Tensor, w: Tensor, g: Tensor, k: Constraint) -> Tensor:
