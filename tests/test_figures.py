@@ -112,11 +112,13 @@ def test_curves_hold_mean_band_n_units_and_caption():
     assert list(line.y) == pytest.approx(np.mean(seeds, 0))
     low, high = (t for t in figure.data if t.name is None)
     half = [interval(column).half_width for column in zip(*seeds, strict=True)]
-    assert list(high.y - low.y) == pytest.approx([2 * h for h in half])
+    assert list(high.y) == pytest.approx(np.clip(np.mean(seeds, 0) + half, 0, 1))  # beyond there is no accuracy
+    assert list(low.y) == pytest.approx(np.clip(np.mean(seeds, 0) - half, 0, 1))
     assert figure.layout.xaxis.title.text == "comm/up_bytes [B]"
     assert figure.layout.yaxis.title.text == "eval/accuracy [fraction]"
     assert figure.layout.title.subtitle.text == "Some CPU"
     assert "eval/accuracy" in figure.layout.meta["caption"]
+    assert "cut at 0 and 1" in figure.layout.meta["caption"]
     assert _named(figure, "b").name == "b (n=1)"  # and no band: two bandless edges were found above
 
 

@@ -26,7 +26,8 @@ def cell(**values):
 
 
 def test_parameters_are_typed_and_checked():
-    assert parameters(cell(profile="smoke", device="cpu", seeds=3, tracking_uri="off")) == StudyParameters(profile="smoke", device="cpu", seeds=3, tracking_uri="off")
+    values = {"profile": "smoke", "device": "cpu", "seeds": 3, "tracking_uri": "off"}
+    assert parameters(cell(**values)) == StudyParameters(**values)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [
@@ -124,6 +125,22 @@ def test_a_failing_run_is_listed_and_the_others_count(toy, own_home):
     assert json.loads((study.folder / "summary.json").read_text())["claims"][0]["verdict"] == "holds"
 
 
+def test_verdicts_are_shown_whole_and_new_ones_once(own_home):
+    study = Study("trial", "Trial", StudyParameters(profile="smoke", tracking_uri="off"))
+    long = "a claim that is longer than the fifty characters at which a table of pandas is cut"
+    study.claim(checked(long, "1", "2", True, "rule"))
+    assert long in study.verdicts(new=True)._repr_html_()
+    study.claim(checked("another", "1", "2", False, "rule"))
+    shown = study.verdicts(new=True)
+    assert list(shown.data["no"]) == ["2"]
+    assert "another" in str(shown)
+    study.claim(checked(long, "1", "3", False, "rule"))  # decided anew
+    assert list(study.verdicts(new=True).data["no"]) == ["1"]
+    assert list(study.verdicts().data["claim"]) == [long, "another"]
+    links = study.close()
+    assert f'href="{(study.folder / "report.html").as_uri()}"' in links._repr_html_()
+
+
 def test_a_study_run_again_with_other_parameters_is_logged(own_home):
     for seeds in (1, 2):
         study = Study("trial", "Trial", StudyParameters(profile="smoke", seeds=seeds))
@@ -193,5 +210,5 @@ def test_an_unknown_study_or_profile_is_refused(own_home):
         execute("tuor")
     with pytest.raises(UserError, match="Did you mean 'quick'"):
         execute("tour", profile="quik")
-    with pytest.raises(UserError, match="no parameter 'seed'.*Did you mean 'seeds'"):
+    with pytest.raises(UserError, match=r"no parameter 'seed'.*Did you mean 'seeds'"):
         execute("tour", parameters={"seed": "1"})

@@ -75,22 +75,26 @@ def curves(
         n = len(seeds[name])
         table = table[(table.n == n) & ((table.x > 0) | (not log_x)) & ((table["mean"] > 0) | (not log_y))]
         if len(table):
-            _add_curve(figure, f"{name} (n={n})", table.iloc[thin(table["mean"])], styles[name], "linear" if together else "hv", log_y)
+            _add_curve(figure, f"{name} (n={n})", table.iloc[thin(table["mean"])], styles[name], "linear" if together else "hv", log_y,
+                       fraction=declared(metric).unit == "fraction")
     if not figure.data:
         raise UserError(f"No run reports {metric} along {axis}{' at a positive value' if log_x or log_y else ''}: nothing to draw. "
                         f"Reported: {', '.join(sorted({c for fs in groups.values() for f in fs for c in f if c in METRICS}))}.")
     caption = (f"{declared(metric).description.capitalize()} ({metric}) against {axis}. Line: mean over n seeds, each at its last reported "
-               f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1).")
+               f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1{', cut at 0 and 1' if declared(metric).unit == 'fraction' else ''}).")
     figure.update_layout(_layout(title or f"{metric} against {axis}", note, caption, len(groups)))
     figure.update_xaxes(_axis(axis, log_x))
     figure.update_yaxes(_axis(metric, log_y))
     return figure
 
 
-def _add_curve(figure: Figure, name: str, table: pandas.DataFrame, style: Style, shape: str, log_y: bool) -> None:
+def _add_curve(figure: Figure, name: str, table: pandas.DataFrame, style: Style, shape: str, log_y: bool,
+               fraction: bool = False) -> None:
     import plotly.graph_objects as go
 
     low, high = table["mean"] - table.half_width, table["mean"] + table.half_width
+    if fraction:  # what lies beyond 0 and 1 would only flatten the curves
+        low, high = low.clip(0, 1), high.clip(0, 1)
     if log_y:  # a band that reaches zero has no lower edge on this scale
         low = low.clip(lower=table["mean"].min() / 10)
     common = {"x": table.x, "legendgroup": name, "mode": "lines"}

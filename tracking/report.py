@@ -38,6 +38,12 @@ class Table:
     data: pandas.DataFrame
     caption: str
 
+    def _repr_html_(self) -> str:
+        return table_html(self)
+
+    def __str__(self) -> str:
+        return f"{self.data.to_string(index=False)}\n{self.caption}"
+
 
 @dataclass
 class Picture:

@@ -13,6 +13,7 @@ In a notebook::
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
+    from tracking.report import Table
     from workbench.comparison import Comparison
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -69,6 +71,7 @@ class Study:
         self.key = f"{id}-{parameters.profile}"
         self.folder = home() / "studies" / self.key
         self._claims: dict[str, Claim] = {}
+        self._told: dict[str, Claim] = {}
         self._failures: dict[str, str] = {}
         self._sections: dict[str, Any] = {}
 
@@ -114,11 +117,15 @@ class Study:
         """Add a claim with its verdict, or replace the one with the same text."""
         self._claims[claim.text] = claim
 
-    def verdicts(self) -> pandas.DataFrame:
-        """The claims table: what the paper says, what was measured, the verdict and its rule."""
+    def verdicts(self, new: bool = False) -> Table:
+        """The claims table: what the paper says, what was measured, the verdict and its rule; ``new``: only what was not shown yet."""
         import pandas
 
-        return pandas.DataFrame([c.row() for c in self.claims]).rename_axis("no")
+        from tracking.report import Table
+
+        rows = [{"no": str(number), **c.row()} for number, c in enumerate(self.claims, 1) if not (new and self._told.get(c.text) == c)]
+        self._told |= self._claims
+        return Table(pandas.DataFrame(rows), "Each claim of the paper, its figure and ours, and the rule of the verdict.")
 
     def image_task(self, dataset: str, model: str, sizes: dict[str, Any], stand_in: str) -> tuple[str, dict[str, Any]]:
         """Task id and task parameters for a data set where it can be had, else for the embedded ``stand_in``, which the report then says."""
@@ -159,13 +166,13 @@ class Study:
 
     def close(self) -> dict[str, str]:
         """Write the report and ``summary.json``, log both to the study's MLflow run, and return where everything is."""
-        from tracking.report import Table, report
+        from tracking.report import report
         from workbench.provenance import environment
 
-        links: dict[str, str] = {}
+        links = Links()
         sections = [*self._sections.values()]
         if self.claims:
-            sections.insert(0, ("Claims", Table(self.verdicts(), "Each claim of the paper, its figure and ours, and the rule of the verdict.")))
+            sections.insert(0, ("Claims", self.verdicts()))
         if self.failures:
             sections.append(("Runs that did not finish", "\n".join(f"- {f}" for f in self.failures)))
         about = {"study": self.id, "profile": self.parameters.profile, "paper": self.paper, **environment()}
@@ -197,6 +204,18 @@ class Study:
             return store.experiment_url(self.id)
         except Exception as error:
             return f"not logged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+class Links(dict[str, str]):
+    """Where things are, by name; a notebook shows what can be clicked."""
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, target in self.items():
+            href = target if target.startswith("http") else Path(target).as_uri() if os.path.isabs(target) else ""
+            shown = html.escape(target)
+            rows.append(f"<li>{html.escape(name)}: " + (f'<a href="{html.escape(href)}" target="_blank">{shown}</a>' if href else shown) + "</li>")
+        return f"<ul>{''.join(rows)}</ul>"
 
 
 # --- executing notebooks ------------------------------------------------------------------------------------

@@ -173,13 +173,14 @@ def potential(eps: float = 0.3) -> go.Figure:
 
     w = np.linspace(-1.7, 1.7, 681)
     phi = np.where(np.abs(w) <= 1, (w**2 - 1) ** 2, (np.abs(w) - 1) ** 2)
-    fig = go.Figure([go.Scatter(x=w, y=phi, name="phi(w)", line={"color": "#0072B2"}),
+    fig = go.Figure([go.Scatter(x=w, y=phi, name="phi(w), (w + 1)²(w − 1)² between the levels", line={"color": "#0072B2"}),
                      go.Scatter(x=w, y=np.full_like(w, eps), name=f"eps = {eps:g}", line={"color": "#D55E00", "dash": "dash"})])
     near, far = np.sqrt(1 - np.sqrt(eps)), 1 + np.sqrt(eps)
     for a, b in ((-far, -near), (near, far)):
         fig.add_vrect(a, b, fillcolor="#009E73", opacity=0.18, line_width=0, annotation_text="feasible", annotation_position="top")
     return fig.update_layout(title="The constraint: a weight must stay in an interval round a level", xaxis_title="latent weight w",
-                             yaxis_title="phi(w) = (w + 1)²(w − 1)² between the levels", template="plotly_white", height=340)
+                             yaxis_title="phi(w)", template="plotly_white", height=360,
+                             legend={"orientation": "h", "y": -0.3})
 
 
 def field(alpha: float, eps: float = 0.3, points: int = 19) -> go.Figure:
@@ -199,8 +200,9 @@ def field(alpha: float, eps: float = 0.3, points: int = 19) -> go.Figure:
         for b in ((-high, -low), (low, high)):
             fig.add_shape(type="rect", x0=a[0], x1=a[1], y0=b[0], y1=b[1], line={"color": "#D55E00", "dash": "dash"})
     fig.add_scatter(x=[0.5], y=[0.5], mode="markers", marker={"symbol": "x", "size": 11, "color": "#000000"}, name="minimum of l")
-    return fig.update_layout(title=f"Direction of movement, alpha = {alpha:g}, eps = {eps:g} (dashed: feasible set)", xaxis_title="w1",
-                             yaxis_title="w2", template="plotly_white", height=460, width=520, xaxis_range=[-1.3, 1.3], yaxis_range=[-1.3, 1.3])
+    return fig.update_layout(title=f"Direction of movement, alpha = {alpha:g}, eps = {eps:g}<br><sup>dashed: feasible set</sup>", xaxis_title="w1",
+                             yaxis_title="w2", template="plotly_white", height=560, width=560, legend={"orientation": "h", "y": -0.15},
+                             xaxis_range=[-1.3, 1.3], yaxis_range=[-1.3, 1.3])
 
 
 def limits(starts: int = 200, steps: int = 20_000, alpha: float = 0.5, eps: float = 0.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
