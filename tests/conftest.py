@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from workbench.explorer.panel import Explorer
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+WAIT_S = 60  # a hung run fails the test; no test depends on how long it takes
 
 TOY = '''
 """A random walk towards zero: a method whose every figure is known, for testing the bench itself."""
@@ -119,3 +127,31 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "toy.py").write_text(TOY)
     monkeypatch.setenv("WORKBENCH_PLUGINS", str(folder))
     return folder / "toy.py"
+
+
+@pytest.fixture
+def ex(toy: Path) -> Iterator[Explorer]:
+    """An explorer with the toy chosen, nothing tracked."""
+    from workbench.explorer.panel import Explorer
+
+    explorer = Explorer(tracking="off")
+    explorer.choose("toy", "toy")
+    yield explorer
+    explorer.stop_all()
+    for r in explorer.runs:
+        r.wait(WAIT_S)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data folder and cache, and the declaration of the tiny data set."""
+    from tests.data_helpers import TINY
+    from workbench import data
+
+    monkeypatch.setitem(data.DATASETS, "tiny", TINY)
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "_memory", {})
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"

@@ -1,18 +1,18 @@
-"""What tests of the low-bit optimisers share: float64 NumPy twins of SGD and Adam, a problem to descend, and checks
-that every such optimiser must pass."""
+"""What tests of the low-bit optimisers share: float64 NumPy twins of SGD and Adam, a problem to descend, AskewSGD's
+direction by brute force, checks that every such optimiser must pass, and a method's life on a small task."""
 
 from __future__ import annotations
 
 import copy
 import io
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from tracking.ledger import Ledger
 from workbench.method import Context
 from workbench.params import parse
 from workbench.task import SupervisedParams, SupervisedTask
@@ -76,6 +76,36 @@ def flat(t: torch.Tensor) -> np.ndarray:
     return t.detach().double().numpy().reshape(-1).copy()
 
 
+# --- AskewSGD's direction -----------------------------------------------------------------------------------
+
+
+def polynomial(w: float, levels: tuple[float, ...]) -> np.poly1d:
+    """phi round ``w`` as a polynomial, by scanning the cells: independent of the code under test."""
+    if w < levels[0]:
+        return np.poly1d([levels[0]], r=True) ** 2
+    for a, b in pairwise(levels):
+        if a <= w < b:
+            return np.poly1d([a, b], r=True) ** 2
+    return np.poly1d([levels[-1]], r=True) ** 2
+
+
+def best_velocity(w: float, g: float, levels: tuple[float, ...], eps: float, alpha: float, M: float) -> float:
+    """The quadratic programme ``min (v + g)^2`` subject to ``psi' v >= -alpha psi`` where infeasible, by listing candidates.
+
+    In one dimension the solution is the unconstrained minimum or the end of the half-line.
+    """
+    p = polynomial(w, levels)
+    psi, slope = eps - p(w), -p.deriv()(w)
+    if psi > 0:
+        return -g
+    if slope == 0:
+        return M if psi < 0 else -g
+    end = -alpha * psi / slope
+    candidates = [v for v in (-g, end) if slope * v >= -alpha * psi - 1e-12 * abs(alpha * psi)]
+    v = min(candidates, key=lambda v: (v + g) ** 2)
+    return v if v == -g else float(np.clip(v, -M, M))
+
+
 # --- checks of any optimiser: ``make(quantised, plain)`` builds it over two lists of parameters -----------
 
 Make = Callable[[list[nn.Parameter], list[nn.Parameter]], torch.optim.Optimizer]
@@ -85,6 +115,11 @@ def network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(),
                          nn.Linear(8, 3, bias=False), nn.BatchNorm1d(3))
+
+
+def groups(quantised: list[nn.Parameter], plain: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups: one to be quantised as the optimiser's options say, one of which it leaves the values alone."""
+    return [{"params": quantised}, {"params": plain, "weights": None}]
 
 
 def build(make: Make, model: nn.Sequential) -> torch.optim.Optimizer:
@@ -214,13 +249,25 @@ class Blobs(SupervisedTask):
         return outputs.argmax(1) == labels
 
 
-def live(method_class: type, seed: int = 0, **params: object) -> tuple[Any, Any, dict[str, float], list[dict]]:
-    """Run a method on :class:`Blobs` to its end: ``(method, state, final evaluation, metrics of each step)``."""
-    ctx = Context(device=torch.device("cpu"), seed=seed, ledger=Ledger())
-    task = Blobs("", SupervisedParams())
+def begin(method_class: type, task: SupervisedTask | None = None, seed: int = 0,
+          **params: object) -> tuple[Any, Any, SupervisedTask, Context]:
+    """A method before its first step on ``task`` (default: :class:`Blobs`): ``(method, state, task, context)``."""
+    ctx, task = Context(torch.device("cpu"), seed), task or Blobs("", SupervisedParams())
     task.setup(ctx)
     method = method_class(parse(method_class.Params, params, method_class.id))
-    state, steps = method.init(task, ctx), []
+    return method, method.init(task, ctx), task, ctx
+
+
+def finish(method: Any, state: Any, task: Any, ctx: Context) -> list[dict[str, float]]:
+    """Step to the end; the metrics of each step."""
+    steps = []
     while method.progress(state).done < method.progress(state).total:
         steps.append(method.step(state, task, ctx))
+    return steps
+
+
+def live(method_class: type, **params: object) -> tuple[Any, Any, dict[str, float], list[dict[str, float]]]:
+    """Run a method on :class:`Blobs` to its end: ``(method, state, final evaluation, metrics of each step)``."""
+    method, state, task, ctx = begin(method_class, **params)
+    steps = finish(method, state, task, ctx)
     return method, state, method.evaluate(state, task, ctx), steps

@@ -8,29 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowbit_helpers import (
-    TOLERANCE,
-    Descent,
-    Quadratic,
-    check_plain_groups,
-    check_round_trip,
-    check_scheduler,
-    check_state,
-    flat,
-    live,
-    network,
-    train,
-)
+from tests import lowbit_helpers as h
 from tracking.errors import UserError
 from workbench.method import Context
 from workbench.methods.lowbit.adaste import AdaSTE, AdaSTETraining, adaptive_scale, relaxed_weight
 from workbench.params import parse
 
 
-def make(seed=0, **options):
-    return lambda quantised, plain: AdaSTE(
-        [{"params": quantised}, {"params": plain, "weights": None}],
-        **{"lr": 0.02, "gain": 100.0, "theta0": 2.0, "generator": torch.Generator().manual_seed(seed)} | options)
+def make(**options):
+    def build(quantised, plain):
+        start = torch.Generator().manual_seed(0)
+        return AdaSTE(h.groups(quantised, plain), **{"lr": 0.02, "gain": 100.0, "theta0": 2.0, "generator": start} | options)
+    return build
 
 
 # --- the mathematics ---------------------------------------------------------------------------------------
@@ -98,10 +87,10 @@ def scale_of_one(theta, g, a, b, small):
     return max(0.0, min((2 * b * (1 + a) - theta) / ((1 + b) * abs(theta)), 0.5)) if same else 1 / (1 + b)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", h.TOLERANCE)
 @pytest.mark.parametrize(("a", "b0", "growth"), [(0.01, 0.01, 1.02), (0.2, 0.3, 1.05), (0.5, 2.0, 1.0)])
 def test_equals_its_twin(a, b0, growth, dtype):
-    problem, lr, gain, small, decay = Quadratic(), 0.02, 3.0, 0.05, 0.01
+    problem, lr, gain, small, decay = h.Quadratic(), 0.02, 3.0, 0.05, 0.01
     p = problem.parameter(dtype)
     optimizer = AdaSTE([p], lr=lr, a=a, b=b0, gain=gain, theta0=None, small=small, weight_decay=decay)
     theta, m, b, used = problem.start.copy(), np.zeros(12), b0, set()
@@ -109,27 +98,27 @@ def test_equals_its_twin(a, b0, growth, dtype):
         b = b0 * growth**k
         optimizer.relax(b)
         w = np.clip((theta + b * (1 + a) * np.where(theta < 0, -1, 1)) / (1 + b), -1, 1)
-        np.testing.assert_allclose(flat(p), w, rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(p), w, rtol=0, atol=h.TOLERANCE[dtype])
         g = problem.gradient(w, k) + decay * w
         sc = np.array([scale_of_one(t, x, a, b, small) for t, x in zip(theta, g, strict=True)])
         used |= {(s == 0, s == 0.5, abs(s - 1 / (1 + b)) < 1e-12) for s in sc}
         m = 0.9 * m + 0.1 * (gain * sc * g + theta)
         theta = theta - lr * m / (1 - 0.9 ** (k + 1))
         problem.step(p, optimizer, k)
-        np.testing.assert_allclose(flat(optimizer.latent(p)), theta, rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(optimizer.latent(p)), theta, rtol=0, atol=h.TOLERANCE[dtype])
     assert len(used) >= 3  # the path goes through several cases
-    assert np.array_equal(flat(optimizer.deployed()[p]), np.where(theta < 0, -1, 1))
+    assert np.array_equal(h.flat(optimizer.deployed()[p]), np.where(theta < 0, -1, 1))
 
 
 def test_plain_parameters_follow_the_base_rule():
-    problem = Quadratic()
+    problem = h.Quadratic()
     plain = problem.parameter(torch.float64)
     optimizer = AdaSTE([{"params": [plain], "weights": None}], lr=0.05, base="sgd", theta0=None)
-    w, twin = problem.start.copy(), Descent("sgd", 0.05)
+    w, twin = problem.start.copy(), h.Descent("sgd", 0.05)
     for k in range(30):
         problem.step(plain, optimizer, k)
         w = w + twin.move(w, problem.gradient(w, k))
-    np.testing.assert_allclose(flat(plain), w, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(h.flat(plain), w, rtol=0, atol=1e-11)
 
 
 def test_random_start():
@@ -153,7 +142,7 @@ def test_the_random_start_is_drawn_on_the_cpu():
     assert torch.equal(torch.rand(3, generator=here), torch.rand(3, generator=there))
     for device in ("cpu", "meta"):  # the method asks for such a generator, whatever the run's device
         ctx = Context(device=torch.device(device), seed=3)
-        model = network(0).to(device)
+        model = h.network(0).to(device)
         optimizer = method().optimizer(model, ctx)
         assert {s["theta"].device.type for s in optimizer.state.values() if "theta" in s} == {device}
 
@@ -170,13 +159,13 @@ def test_the_random_start_is_the_same_on_cuda():
 
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "theta0": None, "b": 0.5}])
 def test_training_goes_on_after_a_save(options):
-    check_round_trip(make(**options))
+    h.check_round_trip(make(**options))
 
 
 def test_plain_groups_scheduler_and_state():
-    check_plain_groups(AdaSTE, theta0=None)
-    check_scheduler(make())
-    check_state(make(), {"theta", "m", "step"}, {"step", "exp_avg", "exp_avg_sq"})
+    h.check_plain_groups(AdaSTE, theta0=None)
+    h.check_scheduler(make())
+    h.check_state(make(), {"theta", "m", "step"}, {"step", "exp_avg", "exp_avg_sq"})
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -188,9 +177,9 @@ def test_wrong_options_are_refused(options, words):
 
 
 def test_relaxing_changes_quantised_weights_only():
-    model = network(0)
+    model = h.network(0)
     optimizer = make(theta0=None)([model[0].weight], [model[1].weight])
-    train(model, optimizer, range(2))
+    h.train(model, optimizer, range(2))
     theta, plain = optimizer.latent(model[0].weight).clone(), model[1].weight.detach().clone()
     optimizer.relax(1000.0)
     assert set(model[0].weight.unique().tolist()) == {-1.0, 1.0}
@@ -218,7 +207,7 @@ def test_schedules():
 
 @pytest.mark.parametrize(("n_scale", "gain"), [("squared", 4000.0**2), ("linear", 4000.0), ("none", 1.0)])
 def test_gain_counts_the_training_samples(n_scale, gain):
-    _, state, _, steps = live(AdaSTETraining, epochs=2, n_scale=n_scale)
+    _, state, _, steps = h.live(AdaSTETraining, epochs=2, n_scale=n_scale)
     assert {g["gain"] for g in state.optimizer.param_groups} == {gain}
     assert [s["train/regularisation"] for s in steps] == pytest.approx([0.0105, 0.011025])
     assert steps[1]["train/lr"] == pytest.approx(3e-4 * (1 + math.cos(math.pi / 2)) / 2)
@@ -227,7 +216,7 @@ def test_gain_counts_the_training_samples(n_scale, gain):
 @pytest.mark.parametrize("params", [
     {}, {"n_scale": "linear", "n_factor": 1.0, "b": 100.0, "b_growth": 1.0, "lr": 0.02, "theta0": 0.0}])
 def test_method_learns(params):
-    m, state, metrics, _ = live(AdaSTETraining, **{"epochs": 15} | params)
+    m, state, metrics, _ = h.live(AdaSTETraining, **{"epochs": 15} | params)
     assert metrics["eval/accuracy"] > 0.7  # chance is 0.25
     assert all(set(p.unique().tolist()) == {-1.0, 1.0} for p in m.deploy(state).parameters())
 

@@ -8,32 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lowbit_helpers import (
-    TOLERANCE,
-    Descent,
-    Quadratic,
-    check_plain_groups,
-    check_round_trip,
-    check_scheduler,
-    check_state,
-    flat,
-    live,
-    network,
-    train,
-)
+from tests import lowbit_helpers as h
 from workbench.methods.lowbit.binaryconnect import BinaryConnect, BinaryConnectTraining, stochastic_level
 
 
 def make(**options):
-    return lambda quantised, plain: BinaryConnect(
-        [{"params": quantised}, {"params": plain, "weights": None}], lr=0.02, **options)
+    return lambda quantised, plain: BinaryConnect(h.groups(quantised, plain), lr=0.02, **options)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", h.TOLERANCE)
 @pytest.mark.parametrize(("weights", "ste"), [("binary", "identity"), ("binary", "hard_tanh"), ("2bit", "identity")])
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_equals_its_twin(base, weights, ste, dtype):
-    problem = Quadratic()
+    problem = h.Quadratic()
     problem.c *= 3  # the minimum is beyond the outer levels, so the path reaches the clamp
     lr = 0.06 if base == "sgd" else 0.15
     p = problem.parameter(dtype)
@@ -43,32 +30,32 @@ def test_equals_its_twin(base, weights, ste, dtype):
     def quantise(w):
         return np.where(w < 0, -1.0, 1.0) if weights == "binary" else np.clip(np.floor(w + 0.5), -2, 2)
 
-    w, twin, clamped = problem.start.copy(), Descent(base, lr, weight_decay=0.01), 0
+    w, twin, clamped = problem.start.copy(), h.Descent(base, lr, weight_decay=0.01), 0
     w = np.clip(w, -top, top) if ste == "identity" else w
     for k in range(50):
         # the parameter holds W_b before the first forward pass and ever after
-        assert np.array_equal(flat(p), quantise(w))
+        assert np.array_equal(h.flat(p), quantise(w))
         g = problem.gradient(quantise(w), k)
         problem.step(p, optimizer, k)
         w = w + twin.move(w, g if ste == "identity" else g * (np.abs(w) <= top))
         clamped += np.sum(np.abs(w) > top)
         w = np.clip(w, -top, top) if ste == "identity" else w
-        np.testing.assert_allclose(flat(optimizer.latent(p)), w, rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(optimizer.latent(p)), w, rtol=0, atol=h.TOLERANCE[dtype])
     assert clamped > 0
-    assert np.array_equal(flat(optimizer.deployed()[p]), quantise(w))
+    assert np.array_equal(h.flat(optimizer.deployed()[p]), quantise(w))
 
 
 def test_sawb_is_not_clamped_and_scales_by_layer():
-    problem = Quadratic()
+    problem = h.Quadratic()
     p = problem.parameter(torch.float64)
     optimizer = BinaryConnect([p], lr=0.06, base="sgd", scale="sawb")
-    w, twin = problem.start.copy(), Descent("sgd", 0.06)
+    w, twin = problem.start.copy(), h.Descent("sgd", 0.06)
     for k in range(40):
         wb = np.where(w < 0, -1, 1) * np.abs(w).mean()  # SAWB of one bit is mean |w|
-        np.testing.assert_allclose(flat(p), wb, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(h.flat(p), wb, rtol=0, atol=1e-11)
         problem.step(p, optimizer, k)
         w = w + twin.move(w, problem.gradient(wb, k))
-    np.testing.assert_allclose(flat(optimizer.latent(p)), w, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(h.flat(optimizer.latent(p)), w, rtol=0, atol=1e-11)
 
 
 # --- stochastic mode --------------------------------------------------------------------------------------
@@ -102,19 +89,19 @@ def test_rounding_is_unbiased_between_neighbours(w, seed):
 
 
 def test_stochastic_twin_with_the_same_draws():
-    problem = Quadratic()
+    problem = h.Quadratic()
     p = problem.parameter(torch.float64)
     optimizer = BinaryConnect([p], lr=0.06, base="sgd", mode="stochastic", generator=torch.Generator().manual_seed(3))
     draws = torch.Generator().manual_seed(3)
-    w, twin = np.clip(problem.start, -1, 1), Descent("sgd", 0.06)
+    w, twin = np.clip(problem.start, -1, 1), h.Descent("sgd", 0.06)
     for k in range(40):
         u = torch.rand(3, 4, generator=draws, dtype=torch.float64).numpy().reshape(-1)
         wb = np.where(u < np.clip((w + 1) / 2, 0, 1), 1.0, -1.0)
-        assert np.array_equal(flat(p), wb)
+        assert np.array_equal(h.flat(p), wb)
         problem.step(p, optimizer, k)
         w = np.clip(w + twin.move(w, problem.gradient(wb, k)), -1, 1)
-    np.testing.assert_allclose(flat(optimizer.latent(p)), w, rtol=0, atol=1e-11)
-    assert np.array_equal(flat(optimizer.deployed()[p]), np.where(w < 0, -1, 1))
+    np.testing.assert_allclose(h.flat(optimizer.latent(p)), w, rtol=0, atol=1e-11)
+    assert np.array_equal(h.flat(optimizer.deployed()[p]), np.where(w < 0, -1, 1))
 
 
 def test_stochastic_sawb_draws_scaled_levels():
@@ -131,25 +118,25 @@ def test_stochastic_sawb_draws_scaled_levels():
 
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "ste": "hard_tanh"}, {"weights": "4bit", "scale": "sawb"}])
 def test_training_goes_on_after_a_save(options):
-    check_round_trip(make(**options))
+    h.check_round_trip(make(**options))
 
 
 def test_stochastic_training_goes_on_after_a_save():
     a, b = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     generators = iter([a, b])
-    check_round_trip(lambda *groups: make(mode="stochastic", generator=next(generators))(*groups), a, b)
+    h.check_round_trip(lambda *groups: make(mode="stochastic", generator=next(generators))(*groups), a, b)
 
 
 def test_plain_groups_scheduler_and_state():
-    check_plain_groups(BinaryConnect)
-    check_scheduler(make())
-    check_state(make(), {"latent", "step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
-    check_state(make(base="sgd"), {"latent", "momentum_buffer"}, {"momentum_buffer"})
-    check_state(make(base="sgd", momentum=0.0), {"latent"}, set())
+    h.check_plain_groups(BinaryConnect)
+    h.check_scheduler(make())
+    h.check_state(make(), {"latent", "step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
+    h.check_state(make(base="sgd"), {"latent", "momentum_buffer"}, {"momentum_buffer"})
+    h.check_state(make(base="sgd", momentum=0.0), {"latent"}, set())
 
 
 def test_a_closure_is_called_and_its_loss_returned():
-    problem = Quadratic()
+    problem = h.Quadratic()
     p = problem.parameter(torch.float64)
     optimizer = BinaryConnect([p], lr=0.1)
 
@@ -176,7 +163,7 @@ def test_wrong_options_are_refused(options, words):
 
 @pytest.mark.parametrize("mode", ["deterministic", "stochastic"])
 def test_method_learns_with_weights_of_one_bit(mode):
-    method, state, metrics, _ = live(BinaryConnectTraining, mode=mode, epochs=25, lr=0.02)
+    method, state, metrics, _ = h.live(BinaryConnectTraining, mode=mode, epochs=25, lr=0.02)
     assert metrics["eval/accuracy"] > 0.7  # chance is 0.25
     assert all(set(p.unique().tolist()) == {-1.0, 1.0} for p in method.deploy(state).parameters())
     assert (state.rounding is None) == (mode == "deterministic")
@@ -184,16 +171,16 @@ def test_method_learns_with_weights_of_one_bit(mode):
 
 
 def test_no_metrics_at_weights_that_never_run():
-    _, _, metrics, _ = live(BinaryConnectTraining, epochs=1, bn_batches=2)
+    _, _, metrics, _ = h.live(BinaryConnectTraining, epochs=1, bn_batches=2)
     assert not [name for name in metrics if name.endswith("_latent")]
     assert {"eval/accuracy", "eval/loss", "eval/accuracy_bn"} <= metrics.keys()
 
 
 def test_network_runs_at_quantised_weights_from_the_first_pass():
-    model = network(0)
+    model = h.network(0)
     optimizer = make()([model[0].weight, model[3].weight], [])
     assert set(model[0].weight.unique().tolist()) == {-1.0, 1.0}
     seen = []
     model[0].register_forward_pre_hook(lambda m, _: seen.append(bool((m.weight.abs() == 1).all())))
-    train(model, optimizer, range(5))
+    h.train(model, optimizer, range(5))
     assert seen == [True] * 5

@@ -24,10 +24,8 @@ def run(task_id: str = "two_moons", task_params: dict | None = None, **params: o
     task = task_cls(registry.task_entry(task_id).literals["model"], parse(task_cls.Params, task_params or {}, task_id))
     task.setup(ctx)
     method = Exhaustive(parse(Exhaustive.Params, params, "exhaustive"))
-    state, steps = method.init(task, ctx), []
-    while method.progress(state).done < method.progress(state).total:
-        steps.append(method.step(state, task, ctx))
-    return method, state, task, ctx, steps
+    state = method.init(task, ctx)
+    return method, state, task, ctx, h.finish(method, state, task, ctx)
 
 
 def by_hand(task, signs) -> tuple[float, float, nn.Module]:

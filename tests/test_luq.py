@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import lowbit_helpers as h
-from workbench.method import Context
 from workbench.methods.lowbit._activations import FourBitActivation
 from workbench.methods.lowbit._levels import LEVELS, nearest_level, sawb_scale
 from workbench.methods.lowbit.luq import LUQGradient, LUQTraining, QuantisedLayer, luq, quantise_layers, quantised_modules
-from workbench.params import parse
 from workbench.state import restore, snapshot
-from workbench.task import SupervisedParams
 
 
 def twin(G: np.ndarray, draws: list[np.ndarray]) -> np.ndarray:
@@ -168,12 +165,8 @@ def test_any_loop_trains_a_converted_model():
 # --- the method -------------------------------------------------------------------------------------------
 
 
-def begin(seed: int = 0, **params: object):
-    ctx = Context(torch.device("cpu"), seed)
-    task = h.Blobs("", SupervisedParams())
-    task.setup(ctx)
-    method = LUQTraining(parse(LUQTraining.Params, {"layers": "all", "report_every": 2, **params}, "luq"))
-    return method, method.init(task, ctx), task, ctx
+def begin():
+    return h.begin(LUQTraining, layers="all", report_every=2)
 
 
 def test_interrupted_and_restored_it_goes_on_bit_for_bit():

@@ -10,17 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lowbit_helpers import (
-    TOLERANCE,
-    Descent,
-    Quadratic,
-    check_plain_groups,
-    check_round_trip,
-    check_scheduler,
-    check_state,
-    flat,
-    live,
-)
+from tests import lowbit_helpers as h
 from tracking.errors import UserError
 from workbench.methods.lowbit.md_tanh import BETA_MAX, MDTanh, MDTanhTraining, mirror_step, projection
 from workbench.params import parse
@@ -28,7 +18,7 @@ from workbench.params import parse
 
 def make(**options):
     return lambda quantised, plain: MDTanh(
-        [{"params": quantised}, {"params": plain, "weights": None}], lr=0.02, beta_scale=1.3, beta_every=2, **options)
+        h.groups(quantised, plain), lr=0.02, beta_scale=1.3, beta_every=2, **options)
 
 
 # --- the mathematics ---------------------------------------------------------------------------------------
@@ -79,11 +69,11 @@ def test_projections(x, beta):
 # --- the optimiser -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", h.TOLERANCE)
 @pytest.mark.parametrize("weights", ["binary", "ternary"])
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_stable_form_equals_its_twin(base, weights, dtype):
-    problem, lr, beta = Quadratic(), 0.04, 1.0
+    problem, lr, beta = h.Quadratic(), 0.04, 1.0
     p = problem.parameter(dtype)
     optimizer = MDTanh([p], lr=lr, base=base, weights=weights, beta=beta, beta_scale=1.1, beta_every=5,
                        weight_decay=0.01)
@@ -91,28 +81,28 @@ def test_stable_form_equals_its_twin(base, weights, dtype):
     def soft(x, beta):
         return np.tanh(beta * x) if weights == "binary" else (np.tanh(beta * (x + 0.5)) + np.tanh(beta * (x - 0.5))) / 2
 
-    x, twin = problem.start.copy(), Descent(base, lr, weight_decay=0.01)
+    x, twin = problem.start.copy(), h.Descent(base, lr, weight_decay=0.01)
     for k in range(50):
-        np.testing.assert_allclose(flat(p), soft(x, beta), rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(p), soft(x, beta), rtol=0, atol=h.TOLERANCE[dtype])
         g = problem.gradient(soft(x, beta), k)  # at W, handed to x unchanged
         problem.step(p, optimizer, k)
         x = x + twin.move(x, g)
         beta *= 1.1 if (k + 1) % 5 == 0 else 1.0
-    np.testing.assert_allclose(flat(optimizer.state[p]["x"]), x, rtol=0, atol=TOLERANCE[dtype])
+    np.testing.assert_allclose(h.flat(optimizer.state[p]["x"]), x, rtol=0, atol=h.TOLERANCE[dtype])
     nearest = np.where(x < 0, -1, 1) if weights == "binary" else np.clip(np.floor(soft(x, beta) + 0.5), -1, 1)
-    assert np.array_equal(flat(optimizer.deployed()[p]), nearest)
+    assert np.array_equal(h.flat(optimizer.deployed()[p]), nearest)
     assert optimizer.param_groups[0]["beta"] == pytest.approx(1.1**10)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", h.TOLERANCE)
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_mda_form_equals_the_recursion(base, dtype):
-    problem, lr, beta = Quadratic(), 0.02, 1.0
+    problem, lr, beta = h.Quadratic(), 0.02, 1.0
     p = problem.parameter(dtype)
     optimizer = MDTanh([p], lr=lr, base=base, form="mda", beta_scale=1.1, beta_every=10, weight_decay=0.01)
-    w, twin = np.tanh(problem.start), Descent(base, lr, weight_decay=0.01)
+    w, twin = np.tanh(problem.start), h.Descent(base, lr, weight_decay=0.01)
     for k in range(40):
-        np.testing.assert_allclose(flat(p), w, rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(p), w, rtol=0, atol=h.TOLERANCE[dtype])
         problem.step(p, optimizer, k)
         a = (1 + w) / (1 - w + 1e-20) * np.exp(2 * beta * twin.move(w, problem.gradient(w, k)))
         w = (a - 1) / (a + 1)
@@ -124,13 +114,13 @@ def test_mda_form_equals_the_recursion(base, dtype):
 def test_both_forms_are_one_map_at_fixed_slope(base):
     paths = []
     for form in ("stable", "mda"):
-        problem = Quadratic()
+        problem = h.Quadratic()
         p = problem.parameter(torch.float64)
         optimizer = MDTanh([p], lr=0.02, base=base, form=form, beta=1.5)
         path = []
         for k in range(40):
             problem.step(p, optimizer, k)
-            path.append(flat(p))
+            path.append(h.flat(p))
         paths.append(np.array(path))
     # float64; the primal form loses up to 1 / (1 - W^2) < 1e3 roundings a step
     np.testing.assert_allclose(paths[0], paths[1], rtol=0, atol=1e-10)
@@ -149,15 +139,15 @@ def test_the_slope_is_capped():
 
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "weights": "ternary"}, {"form": "mda"}])
 def test_training_goes_on_after_a_save(options):
-    check_round_trip(make(**options))
+    h.check_round_trip(make(**options))
 
 
 def test_plain_groups_scheduler_and_state():
-    check_plain_groups(MDTanh)
-    check_scheduler(make())
-    check_state(make(), {"x", "step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
-    check_state(make(form="mda"), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
-    check_state(make(form="mda", base="sgd"), {"momentum_buffer"}, {"momentum_buffer"})
+    h.check_plain_groups(MDTanh)
+    h.check_scheduler(make())
+    h.check_state(make(), {"x", "step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
+    h.check_state(make(form="mda"), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
+    h.check_state(make(form="mda", base="sgd"), {"momentum_buffer"}, {"momentum_buffer"})
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -176,7 +166,7 @@ def test_wrong_options_are_refused(options, words):
     {}, {"form": "mda"}, {"beta": 100.0, "beta_scale": 1.0}, {"weights": "ternary", "beta": 4.0}])
 def test_method_learns(params):
     params = {"epochs": 20, "lr": 0.02, "beta_every": 1, "beta_scale": 1.05} | params
-    method, state, metrics, steps = live(MDTanhTraining, **params)
+    method, state, metrics, steps = h.live(MDTanhTraining, **params)
     assert metrics["eval/accuracy"] > 0.7  # chance is 0.25
     levels = {-1.0, 1.0} if "weights" not in params else {-1.0, 0.0, 1.0}
     assert all(set(p.unique().tolist()) <= levels for p in method.deploy(state).parameters())

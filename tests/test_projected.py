@@ -8,42 +8,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lowbit_helpers import (
-    TOLERANCE,
-    Descent,
-    Quadratic,
-    check_plain_groups,
-    check_round_trip,
-    check_scheduler,
-    check_state,
-    flat,
-    live,
-)
+from tests import lowbit_helpers as h
 from workbench.methods.lowbit.projected import ProjectedGradient, ProjectedTraining, to_sphere
 
 
 def make(**options):
-    return lambda quantised, plain: ProjectedGradient(
-        [{"params": quantised}, {"params": plain, "weights": None}], **{"lr": 0.8} | options)
+    return lambda quantised, plain: ProjectedGradient(h.groups(quantised, plain), **{"lr": 0.8} | options)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", h.TOLERANCE)
 @pytest.mark.parametrize("projection", ["levels", "l2"])
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_equals_its_twin(base, projection, dtype):
-    problem = Quadratic()
+    problem = h.Quadratic()
     lr = 0.6 if projection == "levels" else 0.06
     p = problem.parameter(dtype)
     optimizer = ProjectedGradient([p], lr=lr, base=base, projection=projection, momentum=0.5, weight_decay=0.01)
-    w, twin, flips = problem.start.copy(), Descent(base, lr, momentum=0.5, weight_decay=0.01), 0
+    w, twin, flips = problem.start.copy(), h.Descent(base, lr, momentum=0.5, weight_decay=0.01), 0
     for k in range(40):
         problem.step(p, optimizer, k)
         v = w + twin.move(w, problem.gradient(w, k))
         before, w = w, np.where(v < 0, -1.0, 1.0) if projection == "levels" else v * np.sqrt(12) / np.sqrt(np.sum(v**2))
         flips += np.sum(before * w < 0)
-        np.testing.assert_allclose(flat(p), w, rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(p), w, rtol=0, atol=h.TOLERANCE[dtype])
     assert flips >= 5  # weights do change sign on this problem
-    assert np.array_equal(flat(optimizer.deployed()[p]), np.where(w < 0, -1, 1))
+    assert np.array_equal(h.flat(optimizer.deployed()[p]), np.where(w < 0, -1, 1))
 
 
 def test_small_steps_are_forgotten():
@@ -82,14 +71,14 @@ def test_zero_stays_zero():
 
 @pytest.mark.parametrize("options", [{}, {"projection": "l2", "base": "sgd", "lr": 0.02}])
 def test_training_goes_on_after_a_save(options):
-    check_round_trip(make(**options))
+    h.check_round_trip(make(**options))
 
 
 def test_plain_groups_scheduler_and_state():
-    check_plain_groups(ProjectedGradient)
-    check_scheduler(make())
-    check_state(make(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
-    check_state(make(base="sgd"), {"momentum_buffer"}, {"momentum_buffer"})
+    h.check_plain_groups(ProjectedGradient)
+    h.check_scheduler(make())
+    h.check_state(make(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
+    h.check_state(make(base="sgd"), {"momentum_buffer"}, {"momentum_buffer"})
 
 
 def test_an_unknown_projection_is_refused():
@@ -101,7 +90,7 @@ def test_an_unknown_projection_is_refused():
 
 
 def test_method_on_the_sphere_learns():
-    method, state, metrics, _ = live(ProjectedTraining, projection="l2", epochs=15, lr=0.02)
+    method, state, metrics, _ = h.live(ProjectedTraining, projection="l2", epochs=15, lr=0.02)
     assert metrics["eval/accuracy"] > 0.6  # chance is 0.25
     for p in state.model.parameters():
         assert p.norm().item() == pytest.approx(p.numel() ** 0.5, rel=1e-5)
@@ -110,8 +99,8 @@ def test_method_on_the_sphere_learns():
 
 def test_method_on_the_levels_forgets_small_steps():
     # Adam's first step has length lr in every coordinate: weights beyond it keep their first sign, then all are stuck
-    _, state, metrics, _ = live(ProjectedTraining, epochs=5, lr=1e-4)
-    _, fresh, _, _ = live(ProjectedTraining, epochs=1, lr=1e-4)
+    _, state, metrics, _ = h.live(ProjectedTraining, epochs=5, lr=1e-4)
+    _, fresh, _, _ = h.live(ProjectedTraining, epochs=1, lr=1e-4)
     for p, q in zip(state.model.parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(p, q)
         assert set(p.unique().tolist()) == {-1.0, 1.0}

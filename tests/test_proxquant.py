@@ -8,19 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lowbit_helpers import (
-    TOLERANCE,
-    Descent,
-    Quadratic,
-    check_plain_groups,
-    check_round_trip,
-    check_scheduler,
-    check_state,
-    flat,
-    live,
-    network,
-    train,
-)
+from tests import lowbit_helpers as h
 from tracking.errors import UserError
 from workbench.methods.lowbit.proxquant import ProxQuant, ProxQuantTraining, prox_l1, prox_l2, ternarise
 from workbench.params import parse
@@ -29,8 +17,7 @@ GRID = np.linspace(-4, 4, 160_001)  # step 5e-5
 
 
 def make(**options):
-    return lambda quantised, plain: ProxQuant(
-        [{"params": quantised}, {"params": plain, "weights": None}], lr=0.02, lam=1.5, **options)
+    return lambda quantised, plain: ProxQuant(h.groups(quantised, plain), lr=0.02, lam=1.5, **options)
 
 
 # Points within 1e-3 of zero are left out where the penalty is symmetric: both wells are then minimal and the grid may
@@ -72,11 +59,11 @@ def test_fitted_ternary_levels_by_hand():
     assert ternarise(torch.tensor([1.0, 1.0])).tolist() == [1.0, 1.0]  # a side without weights
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", h.TOLERANCE)
 @pytest.mark.parametrize("case", ["binary", "ternary", "fitted"])
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_equals_its_twin(base, case, dtype):
-    problem, lr, lam = Quadratic(), 0.06, 0.05
+    problem, lr, lam = h.Quadratic(), 0.06, 0.05
     p = problem.parameter(dtype)
     optimizer = ProxQuant([p], lr=lr, base=base, penalty="l1" if case == "binary" else "l2", weight_decay=0.01,
                           weights="binary" if case == "binary" else "ternary",
@@ -90,7 +77,7 @@ def test_equals_its_twin(base, case, dtype):
         up, down = w >= 0.7 * np.abs(w).mean(), w <= -0.7 * np.abs(w).mean()
         return np.where(up, w[up].mean(), np.where(down, w[down].mean(), 0.0))
 
-    w, twin = problem.start.copy(), Descent(base, lr, weight_decay=0.01)
+    w, twin = problem.start.copy(), h.Descent(base, lr, weight_decay=0.01)
     for k in range(50):
         optimizer.param_groups[0]["lam"] = lam * k
         g = problem.gradient(w, k)  # at W: the forward pass is not quantised
@@ -102,14 +89,14 @@ def test_equals_its_twin(base, case, dtype):
         else:
             w = (v + t * levels(v)) / (1 + t)
         w = np.clip(w, -1, 1)
-        np.testing.assert_allclose(flat(p), w, rtol=0, atol=TOLERANCE[dtype])
-    np.testing.assert_allclose(flat(optimizer.deployed()[p]), levels(w), rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(h.flat(p), w, rtol=0, atol=h.TOLERANCE[dtype])
+    np.testing.assert_allclose(h.flat(optimizer.deployed()[p]), levels(w), rtol=0, atol=h.TOLERANCE[dtype])
 
 
 def test_without_pull_and_clip_it_is_the_plain_rule():
-    ours, theirs = network(0), network(0)
-    train(ours, ProxQuant(ours.parameters(), lr=0.03, lam=0.0, clip=False), range(10))
-    train(theirs, torch.optim.Adam(theirs.parameters(), lr=0.03, foreach=True), range(10))
+    ours, theirs = h.network(0), h.network(0)
+    h.train(ours, ProxQuant(ours.parameters(), lr=0.03, lam=0.0, clip=False), range(10))
+    h.train(theirs, torch.optim.Adam(theirs.parameters(), lr=0.03, foreach=True), range(10))
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         # q + (v - q) is v up to two roundings of numbers of order 1
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -125,13 +112,13 @@ def test_a_long_pull_lands_on_the_levels():
 
 
 def test_freezing_rounds_and_fixes_the_quantised_weights_only():
-    model = network(0)
+    model = h.network(0)
     optimizer = make()([model[0].weight, model[3].weight], [*model[1].parameters(), *model[4].parameters()])
-    train(model, optimizer, range(5))
+    h.train(model, optimizer, range(5))
     expected = [torch.where(model[i].weight < 0, -1.0, 1.0) for i in (0, 3)]
     optimizer.freeze()
     plain, mean = model[1].weight.detach().clone(), model[1].running_mean.clone()
-    train(model, optimizer, range(5, 10))
+    h.train(model, optimizer, range(5, 10))
     assert all(torch.equal(model[i].weight.detach(), e) for i, e in zip((0, 3), expected, strict=True))
     assert not torch.equal(plain, model[1].weight)
     assert not torch.equal(mean, model[1].running_mean)
@@ -140,7 +127,7 @@ def test_freezing_rounds_and_fixes_the_quantised_weights_only():
 
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "weights": "ternary", "scale": "fitted", "penalty": "l2"}])
 def test_training_goes_on_after_a_save(options):
-    check_round_trip(make(**options))
+    h.check_round_trip(make(**options))
 
 
 def test_frozen_training_goes_on_after_a_save():
@@ -149,14 +136,14 @@ def test_frozen_training_goes_on_after_a_save():
         optimizer.freeze()
         return optimizer
 
-    check_round_trip(frozen)
+    h.check_round_trip(frozen)
 
 
 def test_plain_groups_scheduler_and_state():
-    check_plain_groups(ProxQuant, lam=3.0)
-    check_scheduler(make())
-    check_state(make(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
-    check_state(make(base="sgd"), {"momentum_buffer"}, {"momentum_buffer"})
+    h.check_plain_groups(ProxQuant, lam=3.0)
+    h.check_scheduler(make())
+    h.check_state(make(), {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg", "exp_avg_sq"})
+    h.check_state(make(base="sgd"), {"momentum_buffer"}, {"momentum_buffer"})
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -171,7 +158,7 @@ def test_wrong_options_are_refused(options, words):
 
 def test_method_learns_and_freezes():
     params = {"epochs": 14, "lr": 0.02, "reg_rate": 0.2, "freeze_epoch": 12}
-    _, state, metrics, steps = live(ProxQuantTraining, **params)
+    _, state, metrics, steps = h.live(ProxQuantTraining, **params)
     assert metrics["eval/accuracy"] > 0.7  # chance is 0.25
     # frozen weights are the deployed ones
     assert metrics["eval/accuracy"] == metrics["eval/accuracy_latent"]
@@ -180,9 +167,9 @@ def test_method_learns_and_freezes():
 
 
 def test_method_trains_real_weights_until_the_freeze():
-    _, state, _, _ = live(ProxQuantTraining, epochs=3)
+    _, state, _, _ = h.live(ProxQuantTraining, epochs=3)
     assert all(p.unique().numel() > 3 for p in state.model.parameters())
-    method, _, _, _ = live(ProxQuantTraining, epochs=1, weights="ternary", scale="fitted", lr=0.02)
+    method, _, _, _ = h.live(ProxQuantTraining, epochs=1, weights="ternary", scale="fitted", lr=0.02)
     assert method.params.penalty == "auto"
 
 

@@ -16,7 +16,8 @@ from workbench.cli import build_parser
 ROOT = Path(__file__).parent.parent
 TEXT = README.read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line.strip()]
+SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+COMMANDS = [line.split("#")[0].strip() for block in SHELL for line in block.splitlines() if line.strip()]
 
 
 def test_the_table_of_methods_is_up_to_date():

@@ -96,7 +96,8 @@ def test_values_stand_for_an_interval_worked_out_on_reading(tmp_path):
     from tracking.statistics import interval
 
     values = [0.81, 0.84, 0.82]
-    row = {"quantity": "w1a32", "method": "m", "metric": "eval/accuracy", "mean": sum(values) / 3, "values": values, "n": 3, "profile": "full"}
+    row = {"quantity": "w1a32", "method": "m", "metric": "eval/accuracy", "mean": sum(values) / 3, "values": values,
+           "n": 3, "profile": "full"}
     about = {"commit": "c", "date": "2026-01-01", "versions": {"torch": "2.13.0"}}
     keep("trial", "Some GPU", [row], about, root=tmp_path)
     found = kept("trial", root=tmp_path).iloc[0]

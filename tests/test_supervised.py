@@ -15,7 +15,6 @@ from workbench.method import Context
 from workbench.methods import supervised
 from workbench.methods.lowbit.full_precision import FullPrecision
 from workbench.methods.lowbit.projected import ProjectedTraining
-from workbench.params import parse
 from workbench.state import snapshot
 from workbench.task import SupervisedParams
 
@@ -37,24 +36,14 @@ class Recorded(h.Blobs):
 
 
 def begin(method_class=FullPrecision, seed: int = 0, train_size: int = 400, **params: object):
-    ctx, task = Context(torch.device("cpu"), seed), Recorded(train_size)
-    task.setup(ctx)
-    method = method_class(parse(method_class.Params, params, method_class.id))
-    return method, method.init(task, ctx), task, ctx
-
-
-def finish(method, state, task, ctx) -> list[dict[str, float]]:
-    steps = []
-    while method.progress(state).done < method.progress(state).total:
-        steps.append(method.step(state, task, ctx))
-    return steps
+    return h.begin(method_class, Recorded(train_size), seed, **params)
 
 
 def test_same_seed_same_batches_whatever_the_method_and_the_reports():
     runs = []
     for method_class, seed, every in ((FullPrecision, 0, 20), (ProjectedTraining, 0, 3), (FullPrecision, 1, 20)):
         method, state, task, ctx = begin(method_class, seed, epochs=3, batch_size=32, report_every=every)
-        finish(method, state, task, ctx)
+        h.finish(method, state, task, ctx)
         runs.append(task.seen)
     assert runs[0] == runs[1] != runs[2]
     for epoch in range(3):  # each sample once an epoch, in another order
@@ -66,7 +55,7 @@ def test_same_seed_same_batches_whatever_the_method_and_the_reports():
     (100, 30, [30, 30, 30, 10]), (91, 30, [30, 30, 30]), (90, 30, [30] * 3), (20, 64, [20])])
 def test_a_last_batch_of_one_sample_is_left_out(size, batch, sizes):
     method, state, task, ctx = begin(train_size=size, epochs=2, batch_size=batch, report_every=2)
-    steps = finish(method, state, task, ctx)
+    steps = h.finish(method, state, task, ctx)
     assert [len(b) for b in task.seen] == sizes * 2
     assert steps[-1]["train/samples"] == 2 * sum(sizes)
     assert steps[-1]["train/epoch"] == 2
@@ -85,7 +74,7 @@ def test_a_report_is_the_mean_loss_over_its_samples_and_the_loop_a_plain_one():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    steps = finish(method, state, task, ctx)
+    steps = h.finish(method, state, task, ctx)
     assert steps[0]["train/loss"] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-6)
     assert steps[1]["train/loss"] == pytest.approx(losses[2], rel=1e-6)
     for a, b in zip(model.state_dict().values(), state.model.state_dict().values(), strict=True):
@@ -94,7 +83,7 @@ def test_a_report_is_the_mean_loss_over_its_samples_and_the_loop_a_plain_one():
 
 def test_learning_rate_decays_at_the_named_epochs():
     method, state, task, ctx = begin(epochs=6, batch_size=400, lr=0.8, lr_decay=0.5, lr_decay_epochs=(2, 3, 5))
-    assert [m["train/lr"] for m in finish(method, state, task, ctx)] == [0.8, 0.8, 0.4, 0.2, 0.2, 0.1]
+    assert [m["train/lr"] for m in h.finish(method, state, task, ctx)] == [0.8, 0.8, 0.4, 0.2, 0.2, 0.1]
 
 
 def test_evaluation_is_due_at_epoch_ends_of_the_chosen_rhythm():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.test_tasks import context, make  # noqa: F401
+from tests.test_tasks import context, make
 from workbench.datasets.logistic2d import Logistic2d, paper_scale
 from workbench.datasets.two_moons import TwoMoons, moons
 

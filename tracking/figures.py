@@ -80,8 +80,9 @@ def curves(
     if not figure.data:
         raise UserError(f"No run reports {metric} along {axis}{' at a positive value' if log_x or log_y else ''}: nothing to draw. "
                         f"Reported: {', '.join(sorted({c for fs in groups.values() for f in fs for c in f if c in METRICS}))}.")
+    cut = ", cut at 0 and 1" if declared(metric).unit == "fraction" else ""
     caption = (f"{declared(metric).description.capitalize()} ({metric}) against {axis}. Line: mean over n seeds, each at its last reported "
-               f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1{', cut at 0 and 1' if declared(metric).unit == 'fraction' else ''}).")
+               f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1{cut}).")
     figure.update_layout(_layout(title or f"{metric} against {axis}", note, caption, len(groups)))
     figure.update_xaxes(_axis(axis, log_x))
     figure.update_yaxes(_axis(metric, log_y))

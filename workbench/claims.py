@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,7 @@ def exceeds(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,
     ours = f"{names[0]} {figure(a, digits, scale)}; {names[1]} {figure(b, digits, scale)}"
     d = welch(a, b)
     rule = f"95 % interval of the difference against {0.0 - margin * scale:g}"
-    if not d.low == d.low:  # no test: too few values, or no spread at all
+    if math.isnan(d.low):  # no test: too few values, or no spread at all
         if min(len(a), len(b)) < 2:
             return Claim(text, paper, ours, OPEN, f"{rule}: needs two seeds or more")
         d = d._replace(low=d.difference, high=d.difference)
@@ -65,7 +66,8 @@ def exceeds(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,
     return Claim(text, paper, ours, verdict, f"{rule}: [{d.low * scale:.{digits}f}, {d.high * scale:.{digits}f}]")
 
 
-def below(text: str, paper: str, a: Sample, b: Sample, *, names: tuple[str, str] = ("a", "b"), margin: float = 0.0, digits: int = 2) -> Claim:
+def below(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,
+          names: tuple[str, str] = ("a", "b"), digits: int = 2) -> Claim:
     """The claim that the mean of ``a`` is below that of ``b`` plus ``margin``, for figures of which less is better; as :func:`exceeds`."""
     claim = exceeds(text, paper, _list(b), _list(a), margin=margin, names=names[::-1], digits=digits)
     if claim.verdict == ABSENT:

@@ -108,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method; repeatable")
     sub.add_argument("--task-set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the task; repeatable")
-    sub.add_argument("--budget", action="append", default=[], metavar="METRIC=CAP", help="end when a cumulative metric reaches this; repeatable")
+    sub.add_argument("--budget", action="append", default=[], metavar="METRIC=CAP",
+                     help="end when a cumulative metric reaches this; repeatable")
     sub.add_argument("--device", help="cpu, cuda or cuda:<n> (default: cuda where there is one)")
     sub.add_argument("--threads", type=int, help="CPU threads (default: all)")
     sub.add_argument("--tracking", help="MLflow address, or off (default: $MLFLOW_TRACKING_URI, else the project's SQLite file)")

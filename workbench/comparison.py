@@ -108,7 +108,8 @@ class Comparison:
         """
         found = [g for g in self.groups if g.method == method and all(g.facts.get(k) == v for k, v in where.items())]
         if len(found) > 1:
-            raise UserError(f"{method} is there in several settings: {', '.join(g.label for g in found)}. Name the parameters that tell them apart.")
+            settings = ", ".join(g.label for g in found)
+            raise UserError(f"{method} is there in several settings: {settings}. Name the parameters that tell them apart.")
         name = metric or self.metric
         return {seed: v for g in found for seed, v in g.by_seed(name, best=best).items()}
 

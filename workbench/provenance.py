@@ -44,7 +44,8 @@ def record() -> dict[str, Any]:
     facts = environment()
     versions = {name: facts[name] for name in ("python", *PACKAGES) if name in facts}
     rest = {k: v for k, v in facts.items() if k not in versions and k != "commit"}
-    return {"commit": facts.get("commit", "not in a checkout"), "date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions, **rest}
+    commit, date = facts.get("commit", "not in a checkout"), time.strftime("%Y-%m-%d", time.gmtime())
+    return {"commit": commit, "date": date, "versions": versions, **rest}
 
 
 def hardware(device: str) -> str:

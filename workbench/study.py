@@ -45,7 +45,8 @@ NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}  # what IP
 class StudyParameters(Params):
     """The parameters cell of every study notebook."""
 
-    profile: Literal["smoke", "quick", "full"] = Field("quick", description="how much is run: seconds, minutes on two CPU cores, or the paper's scale on a GPU")
+    profile: Literal["smoke", "quick", "full"] = Field(
+        "quick", description="how much is run: seconds, minutes on two CPU cores, or the paper's scale on a GPU")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<number>")
     seeds: int = Field(0, ge=0, le=1000, description="seeds a configuration; 0 = the profile's own number")
     tracking_uri: str = Field("", description="MLflow address; empty = $MLFLOW_TRACKING_URI or the project's SQLite file; off = none")
@@ -57,7 +58,8 @@ def parameters(namespace: dict[str, Any], model: type[P] = StudyParameters) -> P
     Call it in the first cell after the parameters, with ``globals()``: every name in there is then a parameter, so
     one that papermill injected under a misspelt name is an error here, although papermill only warns.
     """
-    names = [n for n, v in namespace.items() if not n.startswith("_") and n not in NOT_PARAMETERS and not isinstance(v, types.ModuleType | type | types.FunctionType)]
+    names = [n for n, v in namespace.items() if not n.startswith("_") and n not in NOT_PARAMETERS
+             and not isinstance(v, types.ModuleType | type | types.FunctionType)]
     # a second execution of the cell finds the notebook's own variables too: what counts is what was there at the first
     names = namespace.setdefault(_PARAMETERS, names)
     return parse(model, {name: namespace[name] for name in names}, "this notebook")
@@ -92,7 +94,8 @@ class Study:
         result = sweep(runs, seeds=seeds, device=p.device, tracking=p.tracking_uri or None, experiment=self.id, parent=self.key,
                        tags={"workbench.study": self.id, "workbench.profile": p.profile}, **options)
         for job, reason in result.failures:
-            self._failures[json.dumps(job, sort_keys=True, default=str)] = f"{job['method']} on {job['task']}, seed {job.get('seed', 0)}: {reason}"
+            key = json.dumps(job, sort_keys=True, default=str)
+            self._failures[key] = f"{job['method']} on {job['task']}, seed {job.get('seed', 0)}: {reason}"
         for ended in result.runs:
             if ended.status != "finished":
                 spec = ended.spec
@@ -109,7 +112,10 @@ class Study:
         return list(self._failures.values())
 
     def show(self, item: plotly.graph_objects.Figure | pandas.DataFrame, heading: str, text: str = "") -> Any:
-        """Put a figure or a table into the report under a heading, in place of an earlier one there, and return it for the notebook to display."""
+        """Put a figure or a table into the report under a heading, in place of an earlier one there.
+
+        Returns it for the notebook to display.
+        """
         self._sections[heading] = (heading, text, item) if text else (heading, item)
         return item
 
@@ -128,7 +134,10 @@ class Study:
         return Table(pandas.DataFrame(rows), "Each claim of the paper, its figure and ours, and the rule of the verdict.")
 
     def image_task(self, dataset: str, model: str, sizes: dict[str, Any], stand_in: str) -> tuple[str, dict[str, Any]]:
-        """Task id and task parameters for a data set where it can be had, else for the embedded ``stand_in``, which the report then says."""
+        """Task id and task parameters for a data set where it can be had, else for the embedded ``stand_in``.
+
+        The report says so where the stand-in is used.
+        """
         from workbench import data
 
         try:
@@ -196,8 +205,10 @@ class Study:
             store = Store(uri)
             verdicts = "\n".join(f"- **{c.verdict}**: {c.text} ({c.ours})" for c in self.claims)
             # as tags, because a study may be run again with other parameters and MLflow's are written once
-            tags = {"workbench.study": self.id, **{f"workbench.{k}": str(v) for k, v in self.parameters.model_dump().items() if k != "tracking_uri"}}
-            run_id = store.study_run(self.key, self.id, f"{self.id} ({self.parameters.profile})", tags=tags, note=f"# {self.title}\n\n{verdicts}")
+            given = self.parameters.model_dump(exclude={"tracking_uri"})
+            tags = {"workbench.study": self.id, **{f"workbench.{k}": str(v) for k, v in given.items()}}
+            name = f"{self.id} ({self.parameters.profile})"
+            run_id = store.study_run(self.key, self.id, name, tags=tags, note=f"# {self.title}\n\n{verdicts}")
             self._write_summary({})
             store.log_artifacts(run_id, [self.folder / "report.html", self.folder / "summary.json"])
             store.finish(run_id, "finished")
@@ -214,7 +225,8 @@ class Links(dict[str, str]):
         for name, target in self.items():
             href = target if target.startswith("http") else Path(target).as_uri() if os.path.isabs(target) else ""
             shown = html.escape(target)
-            rows.append(f"<li>{html.escape(name)}: " + (f'<a href="{html.escape(href)}" target="_blank">{shown}</a>' if href else shown) + "</li>")
+            link = f'<a href="{html.escape(href)}" target="_blank">{shown}</a>' if href else shown
+            rows.append(f"<li>{html.escape(name)}: {link}</li>")
         return f"<ul>{''.join(rows)}</ul>"
 
 
@@ -296,7 +308,8 @@ def _to_html(notebook: Path) -> Path:
         for item in cell.get("outputs", ()):
             figure = item.get("data", {}).get("application/vnd.plotly.v1+json")
             if figure:
-                item["data"] = {"text/html": plotly.io.to_html({k: figure[k] for k in ("data", "layout")}, full_html=False, include_plotlyjs=script)}
+                drawn = {k: figure[k] for k in ("data", "layout")}
+                item["data"] = {"text/html": plotly.io.to_html(drawn, full_html=False, include_plotlyjs=script)}
                 script = False
     body, _ = HTMLExporter().from_notebook_node(document)
     page = notebook.with_suffix(".html")
@@ -314,7 +327,8 @@ def _say(summary: dict[str, Any], output: Path, page: Path) -> None:
         print(f"  ! {failure}")
     print(f"\n  executed notebook  {output}\n  as a page          {page}\n  report             {summary['links']['report']}")
     if "mlflow" in summary["links"]:
-        print(f"  MLflow             {summary['links']['mlflow']}\n                     (start the server with `make ui`, or `workbench ui`)")
+        print(f"  MLflow             {summary['links']['mlflow']}")
+        print("                     (start the server with `make ui`, or `workbench ui`)")
 
 
 def require_checkout() -> Path:

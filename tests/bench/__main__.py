@@ -1,7 +1,7 @@
 """``make bench``: every benchmark of this folder, as ratios measured side by side, in one table.
 
-A benchmark is a module ``bench_<what>.py`` with ``main() -> list of rows``: name, ours, peer, unit, ratio, n, target. The table is printed and
-written to ``tracking/results/bench/<hardware>.json`` with its provenance.
+A benchmark is a module ``bench_<what>.py`` with ``main() -> list of rows``: name, ours, peer, unit, ratio, n, target.
+The table is printed and written to ``tracking/results/bench/<hardware>.json`` with its provenance.
 """
 
 from __future__ import annotations

@@ -79,11 +79,12 @@ def median(command: list[str], n: int) -> float:
 def overhead(pairs: int = 15, steps: int = 200) -> dict:
     """Engine, journal and MLflow recorder around steps of about 10 ms, against the bare loop over the same work.
 
-    A step is 10 ms of its thread's own processor time, spent in Python: taking the processor or the interpreter away from it makes it longer,
-    and the clock speed of a shared machine, which wanders by more than the target within seconds, does not. (Matrix products of 10 ms
-    gave ratios from 0.84 to 1.42 between neighbouring loops on such a machine.) The time runs from the first step to the last: what comes
-    before and after (MLflow's schema, the last batch) is outside. The two loops alternate, each going first in every other pair, and the
-    ratio is the median over pairs.
+    A step is 10 ms of its thread's own processor time, spent in Python: taking the processor or the interpreter away
+    from it makes it longer, and the clock speed of a shared machine, which wanders by more than the target within
+    seconds, does not. (Matrix products of 10 ms gave ratios from 0.84 to 1.42 between neighbouring loops on such a
+    machine.) The time runs from the first step to the last: what comes before and after (MLflow's schema, the last
+    batch) is outside. The two loops alternate, each going first in every other pair, and the ratio is the median over
+    pairs.
     """
     with tempfile.TemporaryDirectory() as folder:
         plugins = Path(folder) / "plugins"

@@ -1,7 +1,8 @@
 """The study of AskewSGD: its runs as plain dictionaries, and the pictures of its mathematics.
 
-Figures of the paper (Leconte, Schechtman & Moulines, AISTATS 2023, PMLR 206:3644-3663, arXiv:2211.03741): Tables 2 to 4, Figure 1, section 5.
-Learning rates and schedules at the reduced profiles are ours, scaled from the paper's by the number of epochs.
+Figures of the paper (Leconte, Schechtman & Moulines, AISTATS 2023, PMLR 206:3644-3663, arXiv:2211.03741): Tables 2 to
+4, Figure 1, section 5. Learning rates and schedules at the reduced profiles are ours, scaled from the paper's by the
+number of epochs.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ PAPER_LOWBIT = {"full_precision": "56.46 ± 0.46", "luq 2bit": "54.14 ± 0.42", 
 def convex(epochs: int, dim: int = 10, batch_size: int = 1000, train_size: int = 6000) -> Runs:
     """The convex toy: plain SGD for all, with the paper's rate 1.
 
-    The authors' loss is the batch's sum over the size of the training set, ours its mean, so their gradient is ``share`` of ours. The rate, AdaSTE's
-    gain (their N is the size of the training set) and its threshold on the gradient (their 1e-3) are converted by it.
+    The authors' loss is the batch's sum over the size of the training set, ours its mean, so their gradient is
+    ``share`` of ours. The rate, AdaSTE's gain (their N is the size of the training set) and its threshold on the
+    gradient (their 1e-3) are converted by it.
     """
     share = batch_size / train_size
     common = {"epochs": epochs, "batch_size": batch_size, "base": "sgd", "momentum": 0.0, "lr": 1.0 * share, "report_every": 1}
@@ -67,8 +69,9 @@ def convex(epochs: int, dim: int = 10, batch_size: int = 1000, train_size: int =
 def moons(epochs: int) -> Runs:
     """Two moons with the rates of the paper's text: full precision 0.1, the others 1 (Adam), AskewSGD with alpha 4.
 
-    The paper does not state the interval's schedule here; ours is open for 40 % of the epochs, as in the authors' notebook, and then shrinks by
-    the factor 0.88 of its other binary experiments (the notebook: 0.99). AdaSTE's relaxation is the notebook's.
+    The paper does not state the interval's schedule here; ours is open for 40 % of the epochs, as in the authors'
+    notebook, and then shrinks by the factor 0.88 of its other binary experiments (the notebook: 0.99). AdaSTE's
+    relaxation is the notebook's.
     """
     common = {"epochs": epochs, "batch_size": 100, "base": "adam"}
     runs = [
@@ -91,7 +94,8 @@ def w1a32(task: str, epochs: int, task_params: dict[str, Any], batch_size: int =
     """
     begin = max(1, epochs // 2)
     decay = 0.0019 ** (1 / max(1, epochs - begin - 1))
-    common = {"epochs": epochs, "batch_size": batch_size, "lr_decay": 0.5, "lr_decay_epochs": [max(1, epochs // 5), max(2, 2 * epochs // 5)],
+    common = {"epochs": epochs, "batch_size": batch_size, "lr_decay": 0.5,
+              "lr_decay_epochs": [max(1, epochs // 5), max(2, 2 * epochs // 5)],
               "bn_batches": 20, "eval_every": max(1, epochs // 20)}
     rates = {"full_precision": 0.08, "askewsgd": 0.06} if paper_rates else {"full_precision": 0.01, "askewsgd": 0.02}
     own: dict[str, dict[str, Any]] = {
@@ -119,7 +123,8 @@ def lowbit(task: str, epochs: int, task_params: dict[str, Any]) -> Runs:
         quantised = {**common, "weights": weights, "scale": "sawb", "layers": "inner", "activations": "4bit"}
         decay = 0.0019 ** (1 / max(1, epochs - half - 1))
         runs.append({"method": "askewsgd", "params": {**quantised, "alpha": 0.5, "eps_warmup": half, "eps_decay": decay}})
-        runs.append({"method": "luq", "params": {**{k: v for k, v in quantised.items() if k not in ("scale", "activations")}, "samples": 0}})
+        own = {k: v for k, v in quantised.items() if k not in ("scale", "activations")}
+        runs.append({"method": "luq", "params": {**own, "samples": 0}})
     return [{**r, "task": task, "task_params": task_params} for r in runs]
 
 
@@ -200,8 +205,9 @@ def field(alpha: float, eps: float = 0.3, points: int = 19) -> go.Figure:
         for b in ((-high, -low), (low, high)):
             fig.add_shape(type="rect", x0=a[0], x1=a[1], y0=b[0], y1=b[1], line={"color": "#D55E00", "dash": "dash"})
     fig.add_scatter(x=[0.5], y=[0.5], mode="markers", marker={"symbol": "x", "size": 11, "color": "#000000"}, name="minimum of l")
-    return fig.update_layout(title=f"Direction of movement, alpha = {alpha:g}, eps = {eps:g}<br><sup>dashed: feasible set</sup>", xaxis_title="w1",
-                             yaxis_title="w2", template="plotly_white", height=560, width=560, legend={"orientation": "h", "y": -0.15},
+    title = f"Direction of movement, alpha = {alpha:g}, eps = {eps:g}<br><sup>dashed: feasible set</sup>"
+    return fig.update_layout(title=title, xaxis_title="w1", yaxis_title="w2", template="plotly_white",
+                             height=560, width=560, legend={"orientation": "h", "y": -0.15},
                              xaxis_range=[-1.3, 1.3], yaxis_range=[-1.3, 1.3])
 
 
