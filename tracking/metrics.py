@@ -64,11 +64,13 @@ METRICS: dict[str, Metric] = _declare(
     # communication, billed on encoded payloads
     Metric("comm/up_bytes", "B", "lower", "encoded bytes sent towards the server or the next module", cumulative=True),
     Metric("comm/down_bytes", "B", "lower", "encoded bytes sent from the server or the previous module", cumulative=True),
+    Metric("comm/peer_bytes", "B", "lower", "encoded bytes sent between equals", cumulative=True),
     Metric("comm/messages", "messages", "lower", "messages sent", cumulative=True),
     # energy: measured and modelled never share a name
     Metric("energy/gpu_j", "J", "lower", "measured: whole GPU board, NVML counter", cumulative=True, volatile=True),
     Metric("energy/cpu_j", "J", "lower", "measured: CPU packages, RAPL counter", cumulative=True, volatile=True),
     Metric("energy/model_j", "J", "lower", "modelled for a named hardware and scenario", cumulative=True),
+    Metric("energy/network_model_j", "J", "lower", "modelled: average allocation of a named medium", cumulative=True),
     # clocks
     Metric("clock/wall_s", "s", "lower", "time spent in the algorithm, evaluation excluded", cumulative=True, volatile=True),
     Metric("clock/virtual_s", "s", "lower", "simulated time", cumulative=True),
