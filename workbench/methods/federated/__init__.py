@@ -1,0 +1,1 @@
+"""Federated learning: asynchronous methods and their baselines, replayed on a virtual clock."""

@@ -1,0 +1,102 @@
+"""FAVAS (also FAVANO): asynchronous federated averaging that corrects for the clients' speed.
+
+Leconte, Nguyen & Moulines, "FAVANO: Federated averaging with asynchronous nodes", ICASSP 2024, arXiv:2305.16099.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from workbench.methods.federated._clock import Speeds
+from workbench.methods.federated._federated import FederatedParams, FederatedTraining, Work
+from workbench.methods.federated._reweighting import client_constants
+from workbench.methods.federated._trace import Trace, contacts
+from workbench.params import Field
+
+
+class FAVAS:
+    """The server's rule of FAVAS, for any federated loop.
+
+    A contacted client that began from ``w_init`` and stands at ``w`` after ``E ^ K`` of its own steps delivers the unbiased model
+    ``u = w_init + (w - w_init) / alpha``; the server becomes ``(w_server + sum u) / (s + 1)``. With ``alpha`` so that the expected
+    correction is that of one average gradient, a fast client counts no more than a slow one.
+
+    * ``stochastic``: ``alpha = P(E > 0) (E ^ K)``; a client without a step delivers ``w_init``.
+    * ``deterministic``: ``alpha = E[E ^ K]``, a constant a client.
+    * ``estimated``: the mean of ``E ^ K`` over the client's own contacts so far, this one included, at least ``floor`` (our addition:
+      a server does not know its clients' laws).
+
+    Args:
+        p_positive, mean_steps: ``P(E_i > 0)`` and ``E[E_i ^ K]`` by client, ``(n,)``; each is needed by the kind that uses it.
+    """
+
+    def __init__(self, kind: Literal["stochastic", "deterministic", "estimated"], clients: int, *, p_positive: Tensor | None = None,
+                 mean_steps: Tensor | None = None, floor: float = 1e-3) -> None:
+        self.kind, self.p_positive, self.mean_steps, self.floor = kind, p_positive, mean_steps, floor
+        self.seen = torch.zeros(clients, dtype=torch.int64)
+        self.total = torch.zeros(clients, dtype=torch.int64)
+
+    def alpha(self, work: Work) -> Tensor:
+        """Re-weighting factors ``(m,)``; infinite for a client without a step under ``stochastic``."""
+        if self.kind == "stochastic":
+            alpha = self.p_positive[work.clients] * work.steps
+            return torch.where(work.steps > 0, alpha, torch.inf)
+        if self.kind == "deterministic":
+            return self.mean_steps[work.clients]
+        self.seen[work.clients] += 1
+        self.total[work.clients] += work.steps
+        return (self.total[work.clients] / self.seen[work.clients]).clamp_min(self.floor)
+
+    def aggregate(self, server: Tensor, start: Tensor, end: Tensor, work: Work) -> Tensor:
+        alpha = self.alpha(work).to(server).view(-1, 1)
+        return (server + (start + (end - start) / alpha).sum(0)) / (len(end) + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self.total = state["seen"].clone(), state["total"].clone()
+
+
+class ContactParams(FederatedParams):
+    """A server that contacts clients at its own pace."""
+
+    selected: int = Field(20, ge=1, description="clients contacted a server step (s)")
+    waiting_time: float = Field(4.0, ge=0, description="virtual time the server waits before a step")
+    interaction_time: float = Field(3.0, ge=0, description="virtual time of the exchange with the contacted clients")
+    retain_partial_step: bool = Field(False, description="a contact keeps the duration of the interrupted step, as QuAFL's simulator does")
+
+
+class FAVASTraining(FederatedTraining):
+    """Asynchronous averaging in which partial work is re-weighted by the client's speed."""
+
+    id = "favas"
+    title = "FAVAS"
+    family = "federated"
+    paper = "arXiv:2305.16099"
+    example = {"task": "digits/perceptron", "params": {"clients": 20, "selected": 4, "local_steps": 10, "batch_size": 32, "horizon": 700.0}}
+
+    class Params(ContactParams):
+        reweighting: Literal["stochastic", "deterministic", "estimated"] = Field(
+            "stochastic", description="divisor of a delivery: P(E>0) times its steps, the expected steps, or the mean seen so far")
+
+    params: Params
+
+    def trace(self, seed: int, speeds: Speeds) -> Trace:
+        return contact_trace(self.params, seed, speeds)
+
+    def aggregator(self) -> FAVAS:
+        p = self.params
+        if p.reweighting == "estimated":
+            return FAVAS("estimated", p.clients)
+        mean_steps, p_positive = client_constants(self.client_speeds, p.clients, p.selected, p.local_steps, p.waiting_time + p.interaction_time)
+        return FAVAS(p.reweighting, p.clients, p_positive=torch.from_numpy(p_positive), mean_steps=torch.from_numpy(mean_steps))
+
+
+def contact_trace(p: ContactParams, seed: int, speeds: Speeds) -> Trace:
+    """The trace of a server that contacts clients at its own pace, to the horizon."""
+    return contacts(speeds, selected=p.selected, K=p.local_steps, waiting=p.waiting_time, interaction=p.interaction_time, horizon=p.horizon,
+                    seed=seed, retain_partial_step=p.retain_partial_step)
