@@ -53,6 +53,11 @@ METRICS: dict[str, Metric] = _declare(
     Metric("train/infeasible", "fraction", None, "share of quantised weights outside their interval round a level"),
     Metric("train/level_distance", "levels", "lower", "mean distance of a latent weight from its nearest level"),
     Metric("train/candidates", "configurations", None, "configurations tried by a search", cumulative=True),
+    Metric("train/gradients", "gradients", None, "gradient steps taken by all clients", cumulative=True),
+    Metric("train/server_steps", "steps", None, "updates of the server's model", cumulative=True),
+    Metric("train/client_spread", "", "lower",
+           "sum over clients of the squared distance of their model to the server's, estimated from those contacted"),
+    Metric("train/diverged", "deliveries", "lower", "deliveries left out because they held nan or inf", cumulative=True),
     # quality
     Metric("eval/loss", "nats", "lower", "test loss of the deployed (quantised) model"),
     Metric("eval/accuracy", "fraction", "higher", "test accuracy of the deployed (quantised) model"),

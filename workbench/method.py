@@ -16,7 +16,9 @@ from workbench.params import Params
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from tracking.energy_model import PrecisionPlan
     from workbench.task import Task
 
 
@@ -94,6 +96,13 @@ class Method:
     def evaluate(self, state: Any, task: Task, ctx: Context) -> dict[str, float]:
         """Quality of what would be deployed now. Leaves ``state`` as it is; its time is not billed."""
         raise NotImplementedError
+
+    def modelled(self, state: Any, task: Task) -> tuple[nn.Module, Any, PrecisionPlan] | None:
+        """What the energy model needs: the network, an input of one batch (or its shape), and the formats of every operand in training.
+
+        ``None``: no energy is modelled for this method. Joules count per sample of ``train/samples``.
+        """
+        return None
 
     def evaluation_due(self, state: Any) -> bool:
         """Whether the engine evaluates after the step just made. The last step is always evaluated."""

@@ -7,7 +7,7 @@ of their backward products, attention, a nearest-code search.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tracking.errors import UserError
@@ -28,7 +28,8 @@ class Window:
     """A convolution's sliding window: what a neighbouring output position shares with this one is read once.
 
     ``operand`` is the one that holds overlapping windows (im2col): ``a`` in the forward product and the one to the input,
-    ``b`` in the one to the weights.
+    ``b`` in the one to the weights. ``stride`` is the step between neighbouring windows of *this* product: the product to the
+    input has one input position after the other, so 1 whatever the layer's stride.
     """
 
     kernel: int
@@ -68,16 +69,19 @@ class Product:
 
 @dataclass(frozen=True)
 class Cost:
-    """Modelled joules of one product on one hardware.
+    """Modelled joules of one product on one hardware; multiples of its reference MAC where its unit is relative.
 
-    ``compute_j`` goes into multiply-accumulates; ``memory_j`` into data movement, by (level, operand): what moves between a
-    level and the next one inwards, both ends, is booked on the outer level; the innermost level books its own accesses.
-    ``tiles`` are the chosen tile sizes (m, n, k) by level, outermost first.
+    ``compute_j`` goes into multiply-accumulates; ``memory_j`` into data movement, by (level, operand ``a``, ``b`` or ``o``):
+    what moves between a level and the next one inwards, both ends, is booked on the outer level; the innermost level books
+    its own accesses. ``tiles`` are the chosen tile sizes (m, n, k) by stage, outermost first. ``traffic_bits`` are the bits
+    behind ``memory_j``, by the same keys: (inwards, outwards), inwards being towards the multipliers.
     """
 
     compute_j: float
     memory_j: dict[tuple[str, str], float]
     tiles: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+    traffic_bits: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    product: Product | None = None
 
     @property
     def total_j(self) -> float:

@@ -13,7 +13,7 @@ class Cifar10(ImageTask):
     """
 
     dataset = "cifar10"
-    models = ("mlp", "cnn", "vgg_small", "resnet18", "resnet20")
+    models = ("mlp", "perceptron", "cnn", "vgg_small", "resnet18", "resnet20")
     title = "CIFAR-10"
     kind = "classification"
     embedded = False

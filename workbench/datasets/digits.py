@@ -12,7 +12,7 @@ class Digits(ImageTask):
     """
 
     dataset = "digits"
-    models = ("mlp", "cnn")
+    models = ("mlp", "perceptron", "cnn")
     title = "Digits 8x8 (scikit-learn)"
     kind = "classification"
     embedded = True

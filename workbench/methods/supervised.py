@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from tracking.codecs import Dense, Levels
 from workbench.method import Context, Method, Progress
 from workbench.params import Field, Params
 from workbench.task import SupervisedTask
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 class SupervisedParams(Params):
@@ -80,7 +83,18 @@ class SupervisedTraining(Method):
         """A copy of the model as it would be deployed; ``None`` when it is the trained model itself."""
         return None
 
+    def precision(self, model: nn.Module) -> PrecisionPlan | None:
+        """Number formats of every operand in training, for the energy model; ``None``: no energy is modelled."""
+        return None
+
     # --- the loop ---------------------------------------------------------------------------------------
+
+    def modelled(self, state: SupervisedState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
+        plan = self.precision(state.model)
+        if plan is None:
+            return None
+        update = "adam" if self.params.base == "adam" else "momentum" if self.params.momentum else "sgd"
+        return state.model, (self.params.batch_size, *task.sample_shape), plan.with_updates(update)
 
     def init(self, task: SupervisedTask, ctx: Context) -> SupervisedState:
         model = self.prepare(task.build_model(ctx), ctx)

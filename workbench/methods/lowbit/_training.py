@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
+from tracking.codecs import index_width
 from workbench.method import Context
-from workbench.methods.lowbit._levels import Weights, quantised_parameters
+from workbench.methods.lowbit._levels import LEVELS, Weights, quantised_layers, quantised_parameters
 from workbench.methods.lowbit._optim import LowBitOptimizer
 from workbench.methods.supervised import SupervisedParams, SupervisedState, SupervisedTraining, copy_with
 from workbench.params import Field
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 class LowBitParams(SupervisedParams):
@@ -22,11 +27,47 @@ class LowBitParams(SupervisedParams):
     activations: Literal["fp32", "binary", "4bit"] = Field("fp32", description="what the activation functions put out")
 
 
+def quantised_plan(name: str, model: nn.Module, quantised: Iterable[nn.Module], *, weights: Weights | None, activations: str = "fp32",
+                   inputs: bool = False, signals: str = "fp32", latent: bool = True, scaled: bool = False,
+                   weight_ops: int = 0) -> PrecisionPlan:
+    """Formats of a network some of whose layers are quantised, for the energy model; the others are in fp32.
+
+    ``weights``: their level set in the products, beside a ``latent`` fp32 copy; ``None``: products at real-valued weights. ``activations``:
+    what activation functions put out, so the first layer sees real-valued inputs unless ``inputs``. An index of a level has as many bits as
+    it takes to tell the levels apart; sums are integers where both factors are.
+    """
+    from tracking.energy_model import Precision, PrecisionPlan
+
+    width = index_width(len(LEVELS[weights])) if weights else 0
+    stored = {0: "fp32", 1: "bool"}.get(width, f"int{width}")
+    taken = {"fp32": "fp32", "binary": "bool", "4bit": "int4"}[activations]
+    names = {id(module): path for path, module in model.named_modules()}
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
+
+    def precision(first: bool) -> Precision:
+        entering = "fp32" if first and not inputs else taken
+        integers = stored != "fp32" and entering != "fp32"
+        return Precision(stored, entering, accumulators="int32" if integers else "fp32", signals=signals, latent="fp32" if weights and latent else None,
+                         projection_ops=weight_ops, scaled=scaled)
+
+    return PrecisionPlan(name, overrides=tuple((names[id(m)], precision(m is layers[0])) for m in quantised))
+
+
 class LowBitTraining(SupervisedTraining):
     """Supervised training whose optimiser is a :class:`LowBitOptimizer`."""
 
     Params = LowBitParams
     params: LowBitParams
+
+    at_levels: ClassVar[bool] = False
+    """Forward and backward run at quantised weights and the update at a latent copy; else all at the real-valued weights."""
+    weight_ops: ClassVar[int] = 0
+    """Element-wise operations for each quantised weight and step that come on top of SGD or Adam."""
+
+    def precision(self, model: nn.Module) -> PrecisionPlan:
+        p = self.params
+        return quantised_plan(self.id, model, quantised_layers(model, p.layers), weights=p.weights if self.at_levels else None,
+                              activations=p.activations, scaled=self.at_levels and p.scale == "sawb", weight_ops=self.weight_ops)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         from workbench.methods.lowbit._activations import quantise_activations

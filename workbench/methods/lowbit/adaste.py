@@ -141,6 +141,7 @@ class AdaSTETraining(LowBitTraining):
     paper = "arXiv:2112.02880"
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 12}}
+    weight_ops = 8
 
     class Params(LowBitParams):
         weights: Literal["binary"] = Field("binary", description="level set of the quantised weights; AdaSTE is binary")

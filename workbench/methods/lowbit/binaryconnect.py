@@ -123,6 +123,8 @@ class BinaryConnectTraining(LowBitTraining):
     paper = "arXiv:1511.00363"
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 8, "lr": 0.01}}
+    at_levels = True
+    weight_ops = 1
 
     class Params(LowBitParams):
         mode: Literal["deterministic", "stochastic"] = Field(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from torch import nn
+
 from workbench.methods.supervised import SupervisedTraining
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 class FullPrecision(SupervisedTraining):
@@ -14,3 +21,8 @@ class FullPrecision(SupervisedTraining):
     paper = ""
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 5, "lr": 0.01}}
+
+    def precision(self, model: nn.Module) -> PrecisionPlan:
+        from tracking.energy_model.plan import fp32
+
+        return fp32()

@@ -7,7 +7,7 @@ Formats" (LUQ), ICLR 2023, arXiv:2112.10769.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from workbench.method import Context
 from workbench.methods.lowbit._activations import FourBitActivation, straight_through
 from workbench.methods.lowbit._levels import LEVELS, nearest_level, quantised_layers, sawb_scale
+from workbench.methods.lowbit._training import quantised_plan
 from workbench.methods.supervised import SupervisedParams, SupervisedState, SupervisedTraining, copy_with
 from workbench.params import Field
 from workbench.task import SupervisedTask
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 EXPONENTS = 8
 """Magnitudes are ``al 2^k`` with ``k`` in 0..7: three exponent bits."""
@@ -159,6 +163,11 @@ class LUQTraining(SupervisedTraining):
         for layer in quantised_modules(state.model):
             layer.generator = state.rounding
         return state
+
+    def precision(self, model: nn.Module) -> PrecisionPlan:
+        p = self.params
+        return quantised_plan(self.id, model, [m.layer for m in quantised_modules(model)], weights=p.weights,
+                              activations="4bit" if p.inputs else "fp32", inputs=p.inputs, signals="int4" if p.samples else "fp32", scaled=True)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         p = self.params

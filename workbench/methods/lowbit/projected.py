@@ -6,15 +6,19 @@ The "projected" baseline of Leconte, Schechtman & Moulines, "AskewSGD", AISTATS 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from workbench.method import Context
 from workbench.methods.lowbit._optim import LowBitOptimizer
-from workbench.methods.lowbit._training import LowBitParams, LowBitTraining
+from workbench.methods.lowbit._levels import quantised_layers
+from workbench.methods.lowbit._training import LowBitParams, LowBitTraining, quantised_plan
 from workbench.params import Field
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 def to_sphere(w: Tensor) -> Tensor:
@@ -65,6 +69,11 @@ class ProjectedTraining(LowBitTraining):
             "levels", description="after each step: weights to their nearest level, or layers to norm sqrt(d)")
 
     params: Params
+
+    def precision(self, model: nn.Module) -> PrecisionPlan:
+        p = self.params
+        return quantised_plan(self.id, model, quantised_layers(model, p.layers), weights=p.weights if p.projection == "levels" else None,
+                              latent=False, activations=p.activations, weight_ops=2)
 
     def optimizer(self, model: nn.Module, ctx: Context) -> ProjectedGradient:
         return ProjectedGradient(self.groups(model), projection=self.params.projection, **self.common())

@@ -114,6 +114,7 @@ class ProxQuantTraining(LowBitTraining):
     paper = "arXiv:1810.00861"
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 12, "lr": 0.01, "reg_rate": 0.1, "freeze_epoch": 10}}
+    weight_ops = 3
 
     class Params(LowBitParams):
         scale: Literal["unit", "sawb", "fitted"] = Field(
