@@ -1,11 +1,11 @@
-"""Meters: energy from replayed and made-up counters, peak memory from real allocations; what is absent stays absent."""
+"""Meters in the engine: accumulated energy from made-up counters, peak memory from real allocations; what is absent stays absent."""
 
 from __future__ import annotations
 
-import os
+import math
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracking import energy, memory
-from tracking.energy import Counter, EnergyMeter, probe
+from tracking import journal, memory
+from tracking.energy import Counter, EnergyMeter
+from tracking.energy import meter as meter_module
 from tracking.memory import PeakMemory
 from tracking.metrics import METRICS
 
@@ -68,7 +69,8 @@ def test_a_counter_that_wraps_is_unwrapped(steps, start):
         true += spent
         readings.append(true % 1000)
         expected += spent
-    assert windows(EnergyMeter([replay(readings, wrap_j=1000)]), len(steps)) == {"energy/cpu_j": expected}
+    # a counter that has not moved gives no figure, never zero
+    assert windows(EnergyMeter([replay(readings, wrap_j=1000)]), len(steps)) == ({"energy/cpu_j": expected} if expected else {})
 
 
 def test_packages_are_added_and_both_named():
@@ -95,6 +97,8 @@ def test_a_figure_with_an_unknown_window_is_dropped_and_never_too_small(readings
     assert windows(meter, 1) == {"energy/gpu_j": 2}
     assert windows(meter, 1) == {"energy/gpu_j": 3}
     assert set(meter.sources) == {"energy/gpu_j"}
+    assert meter.lost.keys() == {"energy/cpu_j"}
+    assert "replayed" in meter.lost["energy/cpu_j"]
 
 
 def test_stop_needs_a_start():
@@ -107,106 +111,110 @@ def test_stop_needs_a_start():
 
 
 def test_a_resumed_figure_covers_both_parts_or_is_absent():
+    first = EnergyMeter([replay([10, 15])])
+    windows(first, 1)
+    state = first.state_dict()
     both = EnergyMeter([replay([0, 2])])
-    both.resume({"energy/cpu_j": 5}, begun=True)
+    both.resume(state, begun=True)
     assert windows(both, 1) == {"energy/cpu_j": 7}
+    assert both.resolution()["energy/cpu_j"].stretches == 2
+    assert both.resolution()["energy/cpu_j"].t_s > state["t_s"]
     lost = EnergyMeter([])
-    lost.resume({"energy/cpu_j": 5}, begun=True)
+    lost.resume(state, begun=True)
     assert windows(lost, 1) == {}
+    assert "after it was interrupted" in lost.lost["energy/cpu_j"]
     late = EnergyMeter([replay([0, 2])])  # the first part ran where nothing could be measured
-    late.resume({}, begun=True)
+    late.resume(EnergyMeter([]).state_dict(), begun=True)
     assert windows(late, 1) == {}
     unbegun = EnergyMeter([replay([0, 2])])
-    unbegun.resume({}, begun=False)
+    unbegun.resume(EnergyMeter([]).state_dict(), begun=False)
     assert windows(unbegun, 1) == {"energy/cpu_j": 2}
+    still = EnergyMeter([replay([5, 5])])  # measured, though the counter had not moved yet when the run was interrupted
+    windows(still, 1)
+    moved = EnergyMeter([replay([0, 2])])
+    moved.resume(still.state_dict(), begun=True)
+    assert windows(moved, 1) == {"energy/cpu_j": 2}
 
 
 def test_the_engine_reports_measured_energy_and_drops_what_it_lost(toy, monkeypatch):
     """A counter of 2 J a look: one window a step, so step n has 2n J; after it fails the figure is gone and the run is not."""
-    from tracking import journal
     from workbench import engine
     from workbench.runs import run
 
     readings = [2.0 * i for i in range(10)]
+    monkeypatch.setattr(meter_module, "OVERHEAD", math.inf)  # look at every step, however short
     monkeypatch.setattr(engine, "probe", lambda device: ([replay(readings)], []))
     ended = run("toy", "toy", {"steps": 8}, tracking="off", progress=False, threads=1)
     assert ended.status == "finished"
     rows = [e.values.get("energy/cpu_j") for e in journal.read(ended.folder.journal_path)]
     assert rows == [2, 4, 6, 8, 10, None, None, None]
-    assert ended.folder.read_run()["tags"]["energy.source"] == "replayed"
+    tags = ended.folder.read_run()["tags"]
+    assert (tags["energy.source"], tags["energy.kind"], tags["energy.scope"]) == ("replayed", "counter", "not stated")
+    assert not any(name.startswith("energy.resolution") for name in tags), "what was lost has no resolution"
+    assert tags["energy.lost.cpu_j"].startswith("replayed could not be read (StopIteration")
 
 
-def zone(root: Path, name: str, label: str, microjoules: int, most: int = 262_143_328_850) -> Path:
-    folder = root / name
-    folder.mkdir(parents=True)
-    for file, content in {"name": label, "energy_uj": microjoules, "max_energy_range_uj": most}.items():
-        (folder / file).write_text(f"{content}\n")
-    return folder
+def dear(watts: float, price_s: float, **facts) -> Counter:
+    """A counter of steady power in real time that takes ``price_s`` to look at."""
+
+    def read() -> float:
+        time.sleep(price_s)
+        return watts * time.perf_counter()
+
+    return Counter("energy/gpu_j", "dear", read, **facts)
 
 
-@pytest.fixture
-def rapl():
-    """A folder like /sys/class/powercap that every user may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
+def test_dear_looks_are_rationed_and_the_last_report_has_every_joule(toy, monkeypatch):
+    """Steps without an evaluation are reported without joules, unless the counter was looked at; the joules are in the next look."""
+    from workbench import engine
+    from workbench.runs import run
+
+    counter = dear(100.0, 0.005, period_s=0.1, scope="board")
+    monkeypatch.setattr(engine, "probe", lambda device: ([counter], []))
+    ended = run("toy", "toy", {"steps": 60, "sleep_s": 0.002, "eval_every": 20}, tracking="off", progress=False, threads=1)
+    rows = [e.values for e in journal.read(ended.folder.journal_path)]
+    joules = [r.get("energy/gpu_j") for r in rows]
+    known = [j for j in joules if j is not None]
+    assert None in joules
+    assert all(joules[i] is not None for i in (19, 39, 59)), "an evaluation does not count, so before it the counter is looked at"
+    assert known == sorted(known)
+    assert joules[-1] >= 100 * rows[-1]["clock/wall_s"], "no step is left out"
+    tags = ended.folder.read_run()["tags"]
+    assert tags["energy.scope"] == "board"
+    # three stretches of 0.1 s or so with a counter of 0.1 s: nothing to go by, and the run says so
+    assert "too coarse" in tags["energy.resolution.gpu_j"] or "dominated" in tags["energy.resolution.gpu_j"]
 
 
-def test_rapl_reads_packages_and_nothing_else(rapl):
-    zone(rapl, "intel-rapl:0", "package-0", 5_000_000, 10_000_000)
-    zone(rapl, "intel-rapl:1", "package-1-die-0", 1_000_000, 10_000_000)
-    zone(rapl, "intel-rapl:2", "psys", 77)
-    zone(rapl, "intel-rapl:0:0", "core", 88)  # a part of package 0, beside it in this folder
-    zone(rapl, "intel-rapl:0/intel-rapl:0:1", "dram", 99)
-    zone(rapl, "intel-rapl-mmio:0", "package-0", 11)  # package 0 again, by another way
-    (rapl / "intel-rapl").mkdir()
-    counters = energy._rapl(rapl)
-    assert [(c.metric, c.source, c.read(), c.wrap_j) for c in counters] == [
-        ("energy/cpu_j", "RAPL package-0", 5.0, 10.0),
-        ("energy/cpu_j", "RAPL package-1-die-0", 1.0, 10.0),
-    ]
-    meter = EnergyMeter(counters)
-    meter.start()
-    (rapl / "intel-rapl:0/energy_uj").write_text("2000000\n")  # wrapped at 10 J: 5 J to the end and 2 J more
-    (rapl / "intel-rapl:1/energy_uj").write_text("1500000\n")
-    meter.stop()
-    assert meter.totals == {"energy/cpu_j": 7.5}
+def test_an_interrupted_run_goes_on_adding_joules(toy, monkeypatch):
+    """Stopped after step 4 of 8: 2 J a step before and 2 J a step after, whatever the counter shows at the start of either part."""
+    from workbench import engine
+    from workbench.runs import run
+
+    monkeypatch.setattr(meter_module, "OVERHEAD", math.inf)
+    parts = iter([[2.0 * i for i in range(40)], [1000 + 2.0 * i for i in range(40)]])
+    monkeypatch.setattr(engine, "probe", lambda device: ([replay(next(parts))], []))
+
+    def stop(report):
+        if report.step == 4:
+            assert report.metrics["energy/cpu_j"] == 8
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("toy", "toy", {"steps": 8}, tracking="off", progress=False, threads=1, observer=stop, checkpoint_s=0)
+    ended = run("toy", "toy", {"steps": 8}, tracking="off", progress=False, threads=1, checkpoint_s=0)
+    assert ended.status == "finished"
+    assert ended.metrics["energy/cpu_j"] == 16
 
 
-def test_rapl_that_root_alone_may_read_is_explained(rapl, monkeypatch):
-    file = zone(rapl, "intel-rapl:0", "package-0", 1) / "energy_uj"
-    file.chmod(0o400)
-    as_root = os.geteuid() == 0
-    if as_root:
-        os.seteuid(65534)
-    else:
-        file.chmod(0o000)
-    try:
-        with pytest.raises(PermissionError, match="energy_uj is readable by root only; ask for read permission"):
-            energy._rapl(rapl)
-        monkeypatch.setattr(energy, "_rapl", lambda real=energy._rapl: real(rapl))
-        counters, missing = probe("cpu")
-    finally:
-        if as_root:
-            os.seteuid(0)
-    assert counters == []
-    assert len(missing) == 1
-    assert "ask for read permission" in missing[0]
+def test_a_machine_without_counters_records_none(toy, monkeypatch):
+    from workbench import engine
+    from workbench.runs import run
 
-
-def test_a_machine_without_counters_gives_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(energy, "_rapl", lambda real=energy._rapl: real(tmp_path / "nowhere"))
-    assert probe("cpu") == ([], [])
-
-
-def test_a_broken_driver_costs_the_figure_and_not_the_run(monkeypatch):
-    def broken(device):
-        raise RuntimeError("driver/library version mismatch")
-
-    monkeypatch.setattr(energy, "_nvml", broken)
-    counters, missing = probe("cuda")
-    assert all(c.metric != "energy/gpu_j" for c in counters)
-    assert "RuntimeError: driver/library version mismatch" in missing
+    monkeypatch.setattr(engine, "probe", lambda device: ([], []))
+    ended = run("toy", "toy", {"steps": 2}, tracking="off", progress=False, threads=1)
+    assert not any(name.startswith("energy/") for name in ended.metrics)
+    tags = {k: v for k, v in ended.folder.read_run()["tags"].items() if k.startswith("energy.")}
+    assert tags == {"energy.source": "none on this machine"}
 
 
 def test_measured_energy_has_names_of_its_own():

@@ -13,15 +13,16 @@ from tracking.energy import probe
 from workbench import registry
 
 NODE = ("torch", "numpy", "pandas", "pydantic", "filelock")
-LAB = ("mlflow", "papermill", "jupyterlab", "ipywidgets", "anywidget", "plotly", "sklearn", "scipy", "pyarrow", "PIL", "tqdm", "pynvml", "datasets")
+LAB = ("mlflow", "papermill", "jupyterlab", "ipywidgets", "anywidget", "plotly", "sklearn", "scipy", "pyarrow", "PIL", "tqdm", "pynvml",
+       "datasets")
 
 
 def examine() -> list[dict[str, Any]]:
-    """Rows of check, state (``ok``, ``absent``: something optional is missing, ``broken``) and detail."""
+    """Rows of check, state (``ok``, ``absent``: something optional is missing, ``aside``: there, but not used, ``broken``) and detail."""
     rows = [_package(name, "broken") for name in NODE] + [_package(name, "absent") for name in LAB]
     rows.append(_catalogue())
     rows.append(_folder())
-    rows += _devices()
+    rows += _devices() + _energy()
     rows.append({"check": "chromium", "state": "ok" if shutil.which("chromium") else "absent",
                  "detail": shutil.which("chromium") or "browser tests will skip"})
     rows.append({"check": "tracking", "state": "ok", "detail": tracking_uri() or "off"})
@@ -75,9 +76,10 @@ def _devices() -> list[dict[str, str]]:
         rows += [{"check": f"cuda:{i}", "state": "ok", "detail": torch.cuda.get_device_name(i)} for i in range(torch.cuda.device_count())]
     else:
         rows.append({"check": "cuda", "state": "absent", "detail": "no CUDA device: everything runs on the CPU"})
-    counters, missing = probe("cuda" if torch.cuda.is_available() else "cpu")
-    found = {c.metric: c.source for c in counters}
-    for name in ("energy/gpu_j", "energy/cpu_j"):
-        detail = found.get(name) or "; ".join(missing) or "no counter on this machine: the figure will be absent"
-        rows.append({"check": name, "state": "ok" if name in found else "absent", "detail": detail})
     return rows
+
+
+def _energy() -> list[dict[str, str]]:
+    """One line a possible source of measured joules. What has no usable one stays absent from every run."""
+    states = {"ok": "ok", "aside": "aside", "unusable": "absent"}
+    return [{"check": s.metric, "state": states[s.status], "detail": f"{s.name} ({s.kind}): {s.detail}"} for s in probe().sources]

@@ -1,7 +1,8 @@
 """The engine: takes a validated job from start to end, and leaves a run folder that tells all about it.
 
 One loop serves every front door. It steps the method, evaluates, writes the journal, checkpoints, obeys pause and stop, and names the
-way a run ended. The clock and the energy meter run during ``Method.step`` only.
+way a run ended. The clock and the energy meter run during ``Method.step`` only; where looks at the energy counters are dear, the short
+gaps between steps are metered, too, and their time is known (:class:`tracking.energy.EnergyMeter`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tracking.folder import RunFolder
 from tracking.journal import Journal
 from tracking.memory import PeakMemory
 from tracking.metrics import split_finite
-from workbench import checkpoint
+from workbench import checkpoint, modelled
 from workbench.control import Control, Stopped
 from workbench.method import Context, Progress
 from workbench.provenance import describe_data, describe_run
@@ -86,6 +87,7 @@ class Loop:
             self._open()
             try:
                 self._loop()
+                self._tell_resolution()
             finally:
                 self.journal.close()
             ending = ("finished", "")
@@ -120,6 +122,7 @@ class Loop:
         self.state = self.job.method.init(self.job.task, self.ctx)
         self.energy = EnergyMeter(probe(self.job.device)[0])
         self.memory = PeakMemory(device)
+        self.modelled = modelled.begin(self.job, self.state, self.folder)
         saved = checkpoint.load(self.folder, device)
         if saved:
             engine = saved["engine"]
@@ -129,8 +132,8 @@ class Loop:
             # joules of the lost tail were spent, but so were its seconds: both meters go back to the checkpoint
             self.energy.resume(engine["energy"], begun=self.wall_s > 0)
         self.journal = Journal(self.folder.journal_path, truncate_at=saved["engine"]["journal"] if saved else 0)
-        energy = {"energy.source": ", ".join(self.energy.sources.values()) or "none on this machine"}
-        self.folder.write_run(run | {"tags": run["tags"] | energy | data["tags"], "dataset": data["dataset"]})
+        tags = run["tags"] | self.energy.tags() | self.modelled.tags | data["tags"]
+        self.folder.write_run(run | {"tags": tags, "dataset": data["dataset"]})
         if self.on_open:
             self.on_open()
         self._saved_at = time.monotonic()
@@ -154,7 +157,7 @@ class Loop:
                     self._report(metrics)
                     self._save_if_due()
                     continue
-                self.pending = metrics
+                self.pending = metrics | self.energy.settle()  # the evaluation does not count
             try:
                 metrics = self.pending | self.job.method.evaluate(self.state, self.job.task, self.ctx) | self._memory()
             except Stopped:
@@ -174,14 +177,22 @@ class Loop:
 
     def _step(self) -> dict[str, float]:
         cuda = self.ctx.device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize(self.ctx.device)  # what the evaluation left in the queue is not the step's
         self.energy.start()
         begin = time.perf_counter()
         metrics = self.job.method.step(self.state, self.job.task, self.ctx)
         if cuda:
             torch.cuda.synchronize(self.ctx.device)
         self.wall_s += time.perf_counter() - begin
-        self.energy.stop()
-        return {**metrics, "clock/wall_s": self.wall_s, **self.ctx.ledger.metrics(), **self.energy.totals}
+        joules = self.energy.stop(soon=True)
+        return {**metrics, "clock/wall_s": self.wall_s, **self.ctx.ledger.metrics(), **joules, **self.modelled.metrics(metrics)}
+
+    def _tell_resolution(self) -> None:
+        """Tag the finished run with how exact its joules are, and why some are missing."""
+        if tags := self.energy.closing_tags():
+            run = self.folder.read_run()
+            self.folder.write_run(run | {"tags": run["tags"] | tags})
 
     def _memory(self) -> dict[str, float]:
         figures = {"memory/state_bytes": float(state_bytes(snapshot(self.state)))}
@@ -232,7 +243,7 @@ class Loop:
         self.journal.flush(sync=True)
         checkpoint.save(self.folder, self.state, {
             "journal": self.journal.offset, "wall_s": self.wall_s, "pending": self.pending, "over": self.over,
-            "ledger": self.ctx.ledger.state_dict(), "energy": dict(self.energy.totals),
+            "ledger": self.ctx.ledger.state_dict(), "energy": self.energy.state_dict(),
         })
         self._saved_at = time.monotonic()
         self._save_cost = self._saved_at - begin
