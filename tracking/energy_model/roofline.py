@@ -78,7 +78,7 @@ def roofline_figure(estimate: Estimate) -> Figure:
     import numpy as np
     import plotly.graph_objects as go
 
-    from tracking.figures import _layout, _text
+    from tracking.figures import layout, text
     from tracking.styles import INK, style_of
 
     frame = roofline(estimate)
@@ -89,7 +89,7 @@ def roofline_figure(estimate: Estimate) -> Figure:
     for name, own in frame.groupby("pass", sort=False):
         figure.add_trace(go.Scatter(
             x=own.intensity_mac_per_byte, y=own.attainable_mac_per_s, mode="markers", name=name.replace("_", " "),
-            text=own.layer.map(_text),
+            text=own.layer.map(text),
             marker={"color": styles[name].colour, "symbol": styles[name].marker, "size": 10},
             hovertemplate="%{text}<br>%{x:.3~g} MAC/B, %{y:.3~s} MAC/s"))
     low = frame.intensity_mac_per_byte.min() / 2
@@ -99,7 +99,7 @@ def roofline_figure(estimate: Estimate) -> Figure:
                                     line={"color": INK, "width": 1.5}, hovertemplate=f"roof of {top:.3g} MAC/s"))
     caption = (f"Modelled: each point is a product of one pass of one layer, under the roofs of {estimate.hardware.id} (outermost memory "
                f"{wide:.3g} B/s). Plan {estimate.plan.name}, scenario {estimate.scenario.name}.")
-    figure.update_layout(_layout(f"Roofline of {estimate.hardware.id}", f"plan {estimate.plan.name}, scenario {estimate.scenario.name}",
+    figure.update_layout(layout(f"Roofline of {estimate.hardware.id}", f"plan {estimate.plan.name}, scenario {estimate.scenario.name}",
                                  caption, len(figure.data)))
     figure.update_xaxes(title_text="arithmetic intensity at the outermost memory [MAC/B]", type="log", exponentformat="power")
     figure.update_yaxes(title_text="attainable rate [MAC/s]", type="log", exponentformat="power")
