@@ -246,7 +246,7 @@ def version() -> str:
         "workbench/task.py",
         "workbench/data.py",
         "tracking/ledger.py",
-        "tracking/codecs.py",
+        "tracking/codecs/base.py",
         f"workbench/{TASK_ROOM}/digits.py",
         f"workbench/{TASK_ROOM}/models.py",
     ],

@@ -270,4 +270,4 @@ def _project_file(module: str) -> Path | None:
     if room not in ("workbench", "tracking") or not rest:
         return None
     path = PACKAGE.parent / room / Path(*rest.split("."))
-    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
