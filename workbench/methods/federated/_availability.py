@@ -36,7 +36,7 @@ class Availability:
         if not (up > 0).all() or not ((down >= 0) & np.isfinite(down)).all() or not self.life_mean > 0:
             raise UserError("Availability needs up_mean > 0, a finite down_mean >= 0 and life_mean > 0.")
         if ((down > 0) & np.isinf(up)).any():
-            raise UserError("down_mean > 0 needs a finite up_mean: a client that is always up is never down. Give both.")
+            raise UserError("down_mean > 0 needs a finite up_mean: who is always up is never down. Give both.")
         if self.leaves is not None and not (np.asarray(self.leaves, float) >= 0).all():
             raise UserError("leaves holds the times (>= 0) at which clients are gone for good; inf for never.")
 

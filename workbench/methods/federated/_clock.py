@@ -98,7 +98,7 @@ class Speeds:
 
     @classmethod
     def linear(cls, n: int, X: float, K: int, longest: float = 1.0) -> Speeds:
-        """Fixed work times of ``K`` steps, evenly from ``longest`` to ``longest (1 - X/100)``: FedFix's F-X (2206.10189)."""
+        """FedFix's F-X (arXiv:2206.10189): times of ``K`` steps, evenly from ``longest`` to ``longest (1 - X/100)``."""
         if n < 1 or not 0 <= X < 100:
             raise UserError("Linear speeds need n >= 1 clients and 0 <= X < 100 (the fastest takes 1 - X/100); "
                             f"given n={n}, X={X:g}.")
@@ -115,7 +115,7 @@ class Speeds:
         n = int(client.max()) + 1
         counts = np.bincount(client, minlength=n)
         if (counts == 0).any():
-            raise UserError(f"{path}: client {int(np.argmin(counts))} of 0..{n - 1} has no row. Number them without gaps.")
+            raise UserError(f"{path}: client {np.argmin(counts)} of 0..{n - 1} has no row. Number them without gaps.")
         rows = np.split(duration[np.argsort(client, kind="stable")], counts.cumsum()[:-1])
         return cls(np.array([r.mean() for r in rows]), "recorded", tuple(rows))
 

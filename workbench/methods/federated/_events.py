@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
@@ -57,7 +58,7 @@ def buffered(
         if done > run.horizon:
             break
         for _, i, version, at in batch:
-            rows.append((i, version if version >= 0 else int(np.searchsorted(time, at, "right")), at))
+            rows.append((i, version if version >= 0 else bisect_right(time, at), at))
         time.append(done)
         for _, i, _, _ in batch:
             begin(i, done, len(time) - restart_from_old)
@@ -82,7 +83,7 @@ def arrivals(
     gone.
     """
     run = Run(speeds, K, horizon, server_steps, seed, availability, C=C, route=route, interaction=interaction,
-               **({} if p is None else {"p": np.asarray(p, float).tolist()}))
+              **({} if p is None else {"p": np.asarray(p, float).tolist()}))
     if C < 1:
         raise UserError(f"C, the jobs in flight, is at least 1; given {C}.")
     cdf = _routing(run.n, route, p)
@@ -154,7 +155,7 @@ def _destination(run: Run, cdf: np.ndarray, draws: Iterator[float], now: float) 
 
 
 def _separate_clients(run: Run, first: np.ndarray) -> Trace:
-    """Arrivals when clients get their jobs back at once: none depends on another, so there is no need of an event queue."""
+    """Arrivals when clients get their jobs back at once: none depends on another, and no event queue is needed."""
     depth = np.bincount(first, minlength=run.n)
     ends = [_ends(run, int(i)) for i in np.flatnonzero(depth)]
     client = np.repeat(np.flatnonzero(depth), [len(e) for e in ends])
@@ -165,7 +166,7 @@ def _separate_clients(run: Run, first: np.ndarray) -> Trace:
     start, began = np.zeros(len(time), np.int64), np.zeros(len(time))
     by_client = np.argsort(client, kind="stable")
     for rows in np.split(by_client, np.flatnonzero(np.diff(client[by_client])) + 1) if len(time) else ():
-        q = depth[client[rows[0]]]  # its q-th job ahead was sent when this one's predecessor by q came in
+        q = depth[client[rows[0]]]  # with q jobs at a client, each was sent when the q-th delivery before it came in
         start[rows[q:]], began[rows[q:]] = step[rows[:-q]], time[rows[:-q]]
     return run.trace("arrivals", time, step, client, run.K, start, began)
 

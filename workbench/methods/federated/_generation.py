@@ -33,7 +33,8 @@ class Run:
         self.horizon = math.inf if horizon is None else float(horizon) * (1 + TIE)
         self.limit = math.inf if server_steps is None else server_steps
         self.presence = Presence(self.n, availability and availability.spans(self.n, seed, self.horizon))
-        facts |= {"horizon": horizon, "server_steps": server_steps, "availability": availability and availability.facts()}
+        facts |= {"horizon": horizon, "server_steps": server_steps}
+        facts |= {"availability": availability and availability.facts()}
         self.facts = {"K": K, "seed": seed, **{k: v for k, v in facts.items() if v is not None}, **speeds.facts()}
         self._streams: dict[int, np.random.Generator] = {}
 

@@ -102,8 +102,8 @@ def rounds(
 ) -> Trace:
     """FedAvg: ``selected`` clients do ``K`` steps each from the newest model; the round waits for the slowest.
 
-    ``interaction`` comes on top.     A client that is absent when selected, or goes for good during the round, is skipped; with nobody to wait for, the
-    server draws anew when a client is back.
+    ``interaction`` comes on top. A client that is absent when selected, or goes for good during the round, is skipped;
+    with nobody to wait for, the server draws anew when a client is back.
     """
     run = Run(speeds, K, horizon, server_steps, seed, availability, selected=selected, interaction=interaction,
               select=select)

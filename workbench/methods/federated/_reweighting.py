@@ -53,7 +53,7 @@ def work_law(law: Law, mean: float, *, p: float, D: float, K: int) -> np.ndarray
         x = D / mean
         q = np.exp(k * math.log(x) - x - np.cumsum(np.log(np.maximum(k, 1))))
     elif law == "geometric":
-        if D != int(D) or mean < 1:
+        if not float(D).is_integer() or mean < 1:
             raise UserError("Geometric step times are whole units: D must be whole and the mean at least 1; "
                             f"given D={D:g}, mean={mean:g}.")
         q = np.array([_binomial(int(D), 1 / mean, int(j)) for j in k])

@@ -66,7 +66,7 @@ class Trace:
         return np.bincount(self.client, minlength=self.n)
 
     def alive_versions(self) -> np.ndarray:
-        """(T,) int64: versions a replay must hold when server step t comes: those from which it or a later one starts."""
+        """(T,) int64: versions to hold when server step t comes: those from which it or a later one starts."""
         T = len(self.time)
         last = np.zeros(T + 1, np.int64)
         np.maximum.at(last, self.start, self.step)
@@ -104,7 +104,7 @@ class Trace:
         return cls(**data).check()
 
     def check(self) -> Trace:
-        """Return the trace if it keeps all rules; otherwise raise ``UserError`` with the first one broken, and where."""
+        """Return the trace if it keeps all rules, or raise ``UserError`` with the first one broken, and where."""
         self._check_shapes()
         step = self.step
         if self.kind in ("contacts", "rounds", "windows"):
@@ -112,7 +112,8 @@ class Trace:
         self._hold(np.diff(self.time) >= 0, "server steps are in order of time", "server step {}", offset=2)
         self._hold((self.client >= 0) & (self.client < self.n), f"clients are numbered 0..{self.n - 1}")
         self._hold(self.steps >= 0, "a client does 0 steps or more")
-        self._hold((self.start >= 0) & (self.start < step), "work begins before the step that takes it in (0 <= start < step)")
+        early = (self.start >= 0) & (self.start < step)
+        self._hold(early, "work begins from a version before the step that takes it in (0 <= start < step)")
         self._hold(self.contact == running_count(self.client), "contact counts the client's contacts before this one")
         made = np.append(0.0, self.time)[self.start]
         self._hold(self.began >= made, "a version is received when it has been made, not before")
