@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tracking.report import cell_text
 from workbench import registry
 from workbench.cli import build_parser, main
+from workbench.grouping import scan
+from workbench.runs import runs_root
 
 ROOT = Path(__file__).parent.parent
 VERBS = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -166,6 +169,16 @@ def test_sweep_with_a_failing_run_tells_which_and_runs_the_others(toy, here):
     assert "toy" in cli("compare", "--metric", "eval/loss", "--task", "toy").stdout
 
 
+def test_compare_works_joules_out_for_other_hardware(here):
+    here("run", "full_precision", "digits/mlp", "--set", "epochs=1", "--task-set", "train_size=200", *QUIET)
+    (made,) = scan(runs_root())
+    for words, names in (([], ("ascend_like", "as_trained")), (["--hardware", "v100_like"], ("v100_like", "as_trained")),
+                         (["--scenario", "unfused"], ("ascend_like", "unfused"))):
+        text = here("compare", *words)
+        assert f"energy/model_j is modelled for {', '.join(names)}: " in text
+        assert f" {cell_text(200 * made.energy(*names).per_sample_j)} " in text
+
+
 def test_sync_ships_once_what_lies_there(toy, here, tmp_path):
     here("run", "toy", "toy", "--set", "steps=3", *QUIET)
     store = f"sqlite:///{tmp_path}/m.db"
@@ -264,6 +277,9 @@ MISTAKES = {
     "data set": (["data", "fetch", "mnits"], "Unknown data set 'mnits'. Did you mean 'mnist'?"),
     "no data set": (["data", "fetch"], "Name a data set to fetch"),
     "study": (["study", "nonsense"], "nonsense"),
+    "hardware": (["compare", "--hardware", "v10_like"], "Unknown hardware 'v10_like'. Did you mean 'v100_like'?"),
+    "scenario": (["compare", "--scenario", "unfuse"], "Unknown scenario 'unfuse'. Did you mean 'unfused'?"),
+    "no joules": (["compare", "--hardware", "eyeriss_like"], "multiples of one multiply-accumulate, not in joules"),
     "metric": (["compare", "--metric", "eval/acuracy"], "Did you mean 'eval/accuracy'?"),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from tracking.energy_model import PLANS, SCENARIOS, Layer, estimate_layers, to_json
 from tracking.errors import UserError
 from tracking.folder import RunFolder
 from tracking.journal import Journal
@@ -15,6 +17,13 @@ from workbench.comparison import compare
 from workbench.runs import Run
 
 CPU = "Example CPU 9000"
+LAYERS = (Layer("fc", "linear", "Linear", 10, (10, 64), (10, 32), weight=(32, 64), parameters=2080, saved=640, weight_gradient=True),)
+JOULES = "energy/model_j"
+
+
+def joules(plan, hardware="ascend_like", scenario="as_trained"):
+    """Of one sample."""
+    return estimate_layers(LAYERS, plan, hardware, scenario).total / 10
 
 
 class Home:
@@ -25,13 +34,14 @@ class Home:
         self.count = 0
 
     def run(self, method, accuracy, *, seed=0, status="finished", reason="", hardware=CPU, threads=2, task="digits/mlp", code="c0ffee",
-            up_bytes=None, seconds=1.0, params=None, task_params=None, budget=None, created=None):
+            up_bytes=None, plan=None, seconds=1.0, params=None, task_params=None, budget=None, created=None):
         self.count += 1
         folder = RunFolder(self.path / "journals" / f"{self.count:016x}")
         spec = {"method": method, "task": task, "params": {"epochs": len(accuracy), "lr": 0.1, **(params or {})},
                 "task_params": task_params or {}, "seed": seed, "device": "cpu", "threads": threads, "budget": budget or {}, "code": code}
+        energy = {"energy.model": f"ascend_like, as_trained, plan {plan}"} if plan else {}
         folder.write_run({"key": folder.path.name, "name": f"{method} {task} s{seed}", "spec": spec,
-                          "tags": {"workbench.hardware": hardware},
+                          "tags": {"workbench.hardware": hardware} | energy,
                           "provenance": {"python": "3.11", "torch": "2.11", "commit": "abc123"}, "created": created or 1e9 + self.count})
         with Journal(folder.journal_path) as journal:
             for epoch, value in enumerate(accuracy, 1):
@@ -39,7 +49,13 @@ class Home:
                           "memory/peak_bytes": 1e6 * seconds, "memory/bits_per_weight": 1.0 if method == "binary" else 32.0}
                 if up_bytes:
                     values["comm/up_bytes"] = up_bytes * epoch
+                if plan:
+                    values |= {"train/samples": 100 * epoch, JOULES: 100 * epoch * joules(plan)}
                 journal.append(epoch, values)
+        if plan:
+            folder.artifacts_path.mkdir()
+            (folder.artifacts_path / "energy.json").write_text(
+                json.dumps({"plan": json.loads(PLANS[plan].to_json()), "trace": json.loads(to_json(LAYERS))}))
         folder.write_status(status, reason)
         return Run(folder, status, reason)
 
@@ -256,3 +272,83 @@ def test_notebook_and_terminal_views(two):
     comparison = two.compare()
     assert "0.9033 ± 0.052" in comparison._repr_html_()
     assert "0.9033 ± 0.052" in repr(comparison)
+
+
+# --- modelled joules ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def modelled(home):
+    """Two methods with traces and one without, two seeds each, 200 samples a run."""
+    for seed in range(2):
+        home.run("dense", [0.5, 0.9 + 0.01 * seed], seed=seed, plan="fp32")
+        home.run("mixed", [0.4, 0.8 + 0.01 * seed], seed=seed, plan="bf16_mixed")
+        home.run("plain", [0.3, 0.7 + 0.01 * seed], seed=seed)
+    return home
+
+
+def last_joules(comparison):
+    return comparison.table().set_index("method")[JOULES]
+
+
+@pytest.mark.parametrize(("hardware", "scenario"), [(None, None), ("v100_like", None), (None, "without_update"), ("cpu_like", "unfused")])
+def test_modelled_joules_are_worked_out_anew_from_the_traces(modelled, hardware, scenario):
+    comparison = modelled.compare(hardware=hardware, scenario=scenario)
+    names = hardware or "ascend_like", scenario or "as_trained"
+    found = last_joules(comparison)
+    assert found["dense"] == pytest.approx(200 * joules("fp32", *names), rel=1e-12)
+    assert found["mixed"] == pytest.approx(200 * joules("bf16_mixed", *names), rel=1e-12)
+    assert math.isnan(found["plain"])
+    plain = next(g for g in comparison.groups if g.method == "plain")
+    assert all(JOULES not in f for f in plain.frames)
+    label = f"{JOULES} [J], {', '.join(names)}"
+    notes = "\n".join(comparison.notes())
+    assert f"{JOULES} is modelled for {', '.join(names)}: " in notes
+    assert SCENARIOS[names[1]].description in notes
+    assert "No modelled joules: plain." in notes
+    figure = comparison.curves(axis=JOULES)
+    assert figure.layout.xaxis.title.text == label
+    drawn = next(t for t in figure.data if t.name == "dense (n=2)")
+    assert list(drawn.x) == pytest.approx([100 * joules("fp32", *names), 200 * joules("fp32", *names)])
+    assert comparison.curves(JOULES, "train/epoch").layout.yaxis.title.text == label
+    assert comparison.only("digits/mlp").pareto(JOULES).layout.xaxis.title.text == label
+    for shown in (repr(comparison), comparison._repr_html_()):
+        assert ", ".join(names) in shown
+
+
+def test_modelled_joules_are_ranked_as_any_cost(modelled):
+    table = modelled.compare(metric=JOULES, hardware="v100_like").table().set_index("method")
+    assert table["difference"]["dense"] == pytest.approx(200 * (joules("fp32", "v100_like") - joules("bf16_mixed", "v100_like")))
+    assert table["mark"]["mixed"] == "best"
+
+
+def test_a_report_never_shows_modelled_joules_without_their_names(modelled, tmp_path):
+    text = modelled.compare(hardware="v100_like", scenario="unfused").report(tmp_path / "r.html").read_text()
+    assert f"{JOULES} is modelled for v100_like, unfused: " in text
+    assert "ascend_like" not in text
+
+
+def test_without_modelled_joules_nothing_is_said_of_them(two):
+    assert "modelled" not in "\n".join(two.compare().notes())
+    assert "No modelled joules: dense, binary." in "\n".join(two.compare(hardware="v100_like").notes())
+
+
+def test_joules_reported_under_different_assumptions_are_told_apart(home):
+    home.run("dense", [0.5], plan="fp32")
+    other = home.run("mixed", [0.5], plan="bf16_mixed")
+    record = other.folder.read_run()
+    other.folder.write_run(record | {"tags": record["tags"] | {"energy.model": "v100_like, as_trained, plan bf16_mixed"}})
+    notes = "\n".join(home.compare().notes())
+    assert "under different assumptions" in notes
+    assert "ascend_like, as_trained (dense); v100_like, as_trained (mixed)" in notes
+    assert home.compare().curves(axis=JOULES).layout.xaxis.title.text.endswith("ascend_like, as_trained; v100_like, as_trained")
+    assert "under different assumptions" not in "\n".join(home.compare(hardware="cpu_like").notes())
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"hardware": "v10_like"}, "Did you mean 'v100_like'"), ({"scenario": "unfuse"}, "Did you mean 'unfused'"),
+    ({"hardware": "eyeriss_like"}, "multiples of one multiply-accumulate, not in joules"),
+])
+def test_a_misspelt_choice_is_refused_before_any_run_is_read(tmp_path, options, told):
+    with pytest.raises(UserError, match=told):  # else: no run to compare
+        compare(home=tmp_path, **options)

@@ -10,6 +10,7 @@ import copy
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,23 @@ def test_its_figures_are_declared_and_make_sense(entry, place):
                 assert 0 <= value <= 1, name
         seen |= values
     assert any(name.startswith("eval/") for name in rows[-1][1]), "the last report has an evaluation"
+
+
+@ENTRIES
+def test_its_modelled_energy_is_reported_where_it_declares_formats(entry, place):
+    """A network that cannot be traced would cost the figure without a word on screen."""
+    cls = registry.load_method(entry.id)
+    folder, it = short_run(cls, place), live(cls)
+    joules = [(values.get("train/samples"), values.get("energy/model_j")) for _, values in lasting(folder)]
+    if it.method.modelled(it.state, it.task) is None:
+        assert all(j is None for _, j in joules)
+        return
+    assert not folder.read_run()["tags"]["energy.model"].startswith("absent"), folder.read_run()["tags"]["energy.model"]
+    counted = [(n, j) for n, j in joules if n is not None]
+    assert counted
+    assert counted[-1][0] > 0
+    assert all(j is not None and (j > 0) == (n > 0) for n, j in counted)
+    assert all(after[1] > before[1] for before, after in pairwise(counted) if after[0] > before[0])
 
 
 @ENTRIES

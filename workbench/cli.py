@@ -90,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--task", help="only this task")
     sub.add_argument("--method", help="only these methods, separated by commas")
     sub.add_argument("--metric", default="eval/accuracy")
+    sub.add_argument("--hardware", help="hardware of modelled joules, such as v100_like (default: as reported)")
+    sub.add_argument("--scenario", help="scenario of modelled joules, such as ordinary_hardware (default: as reported)")
     sub.add_argument("--report", type=Path, help="write a self-contained HTML report here")
 
     sub = add("data", "list, fetch or verify data sets", _data)
@@ -220,7 +222,8 @@ def _study(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> None:
     from workbench.comparison import compare
 
-    comparison = compare(task=args.task, methods=args.method.split(",") if args.method else None, metric=args.metric)
+    comparison = compare(task=args.task, methods=args.method.split(",") if args.method else None, metric=args.metric,
+                         hardware=args.hardware, scenario=args.scenario)
     print(comparison)
     if args.report:
         print(f"report  {comparison.report(args.report)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import os
 from collections import Counter
@@ -17,7 +18,8 @@ from tracking.metrics import METRICS
 from tracking.metrics import metric as declared
 from tracking.report import Table, cell_text, paragraphs, table_html
 from tracking.statistics import check_axis, direction, holm, welch
-from workbench.grouping import Group, LeftOut, group, matching, older_code, scan
+from workbench.grouping import Group, LeftOut, energy_notes, group, matching, older_code, scan
+from workbench.modelled import METRIC, chosen
 from workbench.runs import Run, runs_root
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def compare(
     home: str | os.PathLike[str] | None = None,
     where: Mapping[str, Any] | None = None,
     include: Sequence[str] = ("finished",),
+    hardware: str | os.PathLike[str] | None = None,
+    scenario: str | None = None,
 ) -> Comparison:
     """Put runs side by side: those given, or else all in the workbench's home made with the newest code of their method and task.
 
@@ -53,6 +57,8 @@ def compare(
         home: another home than ``$WORKBENCH_HOME``, such as one brought from a cluster.
         where: only runs with these values, by parameter name (``task.`` before a task's); a list allows several values.
         include: run states that count.
+        hardware, scenario: what ``energy/model_j`` is worked out anew for, from the traces that the runs kept (ids of the energy model, or
+            the path of a hardware file). One of the two alone leaves the other at its default; without both, joules are as reported.
 
     Raises :class:`UserError` for unknown names, and where no run is left (not for an empty list that was given).
     """
@@ -61,6 +67,7 @@ def compare(
     for status in include:
         if status not in STATUSES:
             raise unknown("run status", status, STATUSES)
+    model = chosen(hardware, scenario)
     given = runs is not None
     root = Path(home) / "journals" if home is not None else runs_root()
     found = list(getattr(runs, "runs", runs)) if given else scan(root)
@@ -70,7 +77,7 @@ def compare(
     if not given:
         kept, old = older_code(kept)
         left += [_left(r, "made with older code") for r in old]
-    groups, spare = group(kept)
+    groups, spare = group(kept, model)
     left += [_left(r, "same seed as another run of its group") for r in spare]
     if not groups and not given:
         why = f" {len(left)} left out: {'; '.join(f'{x.name} ({x.why})' for x in left[:3])}." if left else ""
@@ -155,7 +162,7 @@ class Comparison:
         return table.drop(columns=["task"] if len(self.tasks) == 1 else []).dropna(axis=1, how="all")
 
     def notes(self) -> list[str]:
-        """What a reader of the figures must know: who is missing and why, sample sizes, hardware."""
+        """What a reader of the figures must know: who is missing and why, sample sizes, hardware, what energy is modelled for."""
         lines = []
         for (method, why), count in Counter((x.method, x.why.partition(":")[0]) for x in self.left_out).items():
             names = [x.name for x in self.left_out if (x.method, x.why.partition(":")[0]) == (method, why)]
@@ -168,7 +175,7 @@ class Comparison:
                              "so absent.")
         if len({m for g in self.groups for m in g.machines}) > 1:
             lines.append("The groups ran on different hardware: compare time, measured energy and peak memory within one hardware only.")
-        return lines
+        return lines + energy_notes(self.groups)
 
     def _marks(self) -> list[dict[str, Any]]:
         """For each group: difference to the best of its setting, adjusted p, and a word."""
@@ -206,8 +213,9 @@ class Comparison:
         """Mean curves with bands over the seeds, n in the legend, hardware in the subtitle. For one task: see :meth:`only`."""
         metric, axis = metric or self.metric, axis or self.axis
         usable, note = self._usable(metric, axis)
-        return curves({g.label: g.frames for g in usable}, metric, axis, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
-                      title=f"{self.tasks[0]}: {metric} against {axis}")
+        figure = curves({g.label: g.frames for g in usable}, metric, axis, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
+                        title=f"{self.tasks[0]}: {metric} against {axis}")
+        return _named(figure, axis, metric, usable)
 
     def pareto(self, x: str, y: str | None = None, *, log_x: bool = False, log_y: bool = False) -> Figure:
         """Final means of two metrics against each other, and the front. For one task: see :meth:`only`."""
@@ -221,8 +229,9 @@ class Comparison:
             _put(row, x, g.mean(x))
             _put(row, y, g.mean(y))
             rows.append(row)
-        return pareto_figure(pandas.DataFrame(rows), x, y, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
-                             title=f"{self.tasks[0]}: {y} against {x}")
+        figure = pareto_figure(pandas.DataFrame(rows), x, y, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
+                               title=f"{self.tasks[0]}: {y} against {x}")
+        return _named(figure, x, y, usable)
 
     def _usable(self, *names: str) -> tuple[list[Group], str]:
         """Groups whose seeds may be averaged in these metrics, and the subtitle that names the hardware and who is missing."""
@@ -255,6 +264,15 @@ class Comparison:
 
 def _put(row: dict[str, Any], name: str, value: Any) -> None:
     row[name], row[f"{name} ±"] = value.mean, value.half_width
+
+
+def _named(figure: Figure, x: str, y: str, groups: Iterable[Group]) -> Figure:
+    """Modelled joules on an axis with what they are modelled for: without it they mean nothing."""
+    names = "; ".join(dict.fromkeys(str(c) for g in groups for c in g.modelled_for))
+    for name, axis in ((x, figure.layout.xaxis), (y, figure.layout.yaxis)):
+        if name == METRIC:
+            axis.title.text += f", {html.escape(names, quote=False)}"
+    return figure
 
 
 def _half(width: float) -> str:

@@ -16,6 +16,7 @@ from tracking.folder import RunFolder
 from tracking.metrics import METRICS
 from tracking.metrics import metric as declared
 from tracking.statistics import Interval, interval, to_target
+from workbench.modelled import METRIC, Choice, remodelled, reported_for
 from workbench.runs import Run
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Group:
     label: str
     facts: dict[str, Any]
     runs: list[Run]
+    model: Choice | None = None
+    """Hardware and scenario that modelled joules are worked out anew for; ``None``: they are as reported."""
 
     @property
     def method(self) -> str:
@@ -50,7 +53,13 @@ class Group:
     @cached_property
     def frames(self) -> list[pandas.DataFrame]:
         """One journal a seed."""
-        return [r.frame() for r in self.runs]
+        return [r.frame() if self.model is None else remodelled(r, r.frame(), *self.model) for r in self.runs]
+
+    @cached_property
+    def modelled_for(self) -> list[Choice]:
+        """What its modelled joules are for; empty where it has none, several where seeds were reported under different assumptions."""
+        having = [r for r, f in zip(self.runs, self.frames, strict=True) if METRIC in f]
+        return sorted({self.model or reported_for(r) for r in having})
 
     @cached_property
     def machines(self) -> list[str]:
@@ -159,7 +168,7 @@ def older_code(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
     return [r for r, o in zip(runs, old, strict=True) if not o], [r for r, o in zip(runs, old, strict=True) if o]
 
 
-def group(runs: Iterable[Run]) -> tuple[list[Group], list[Run]]:
+def group(runs: Iterable[Run], model: Choice | None = None) -> tuple[list[Group], list[Run]]:
     """Groups in the order of their first run, seeds in order; and the runs left over because their seed is there already.
 
     Two runs with one seed are not independent, so one is kept: from the machine that has most of the group's runs, and of those the newest.
@@ -175,10 +184,29 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[Run]]:
             if r.spec["seed"] in by_seed:
                 spare.append(by_seed[r.spec["seed"]])
             by_seed[r.spec["seed"]] = r
-        groups.append(Group("", facts(members[0]), [by_seed[s] for s in sorted(by_seed)]))
+        groups.append(Group("", facts(members[0]), [by_seed[s] for s in sorted(by_seed)], model))
     for g in groups:
         g.label = _label(g, groups)
     return groups, spare
+
+
+def energy_notes(groups: Iterable[Group]) -> list[str]:
+    """What modelled joules are for, and who has none; nothing where they are neither reported nor asked for."""
+    groups = list(groups)
+    choices = sorted({c for g in groups for c in g.modelled_for})
+    if not choices and not any(g.model for g in groups):
+        return []
+    lines = []
+    if len(choices) == 1:
+        lines.append(f"{METRIC} is modelled for {choices[0]}: {choices[0].description}.")
+    elif choices:
+        told = "; ".join(f"{c} ({', '.join(g.label for g in groups if c in g.modelled_for)})" for c in choices)
+        lines.append(f"{METRIC} is modelled under different assumptions, so compare within one only: {told}. "
+                     "With hardware and scenario it is worked out anew for all.")
+    if lacking := [g.label for g in groups if not g.modelled_for]:
+        lines.append(f"No modelled joules: {', '.join(lacking)}. They kept no trace of a network: their method declares no precisions, it "
+                     "could not be traced, or they are of an older version.")
+    return lines
 
 
 def varied(groups: Iterable[Group]) -> list[str]:

@@ -269,5 +269,7 @@ def _project_file(module: str) -> Path | None:
     room, _, rest = module.partition(".")
     if room not in ("workbench", "tracking") or not rest:
         return None
+    if rest.startswith("energy_model"):  # modelled joules follow from a run and can be had again: they decide nothing in it
+        return None
     path = PACKAGE.parent / room / Path(*rest.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

@@ -16,12 +16,14 @@ from tracking.folder import LIVE, RunFolder
 from tracking.metrics import METRICS, metric
 from workbench import checkpoint
 from workbench.control import Control, signals
+from workbench.modelled import HARDWARE, SCENARIO, estimate_run
 from workbench.spec import Job, resolve
 from workbench.state import restore
 
 if TYPE_CHECKING:
     import pandas
 
+    from tracking.energy_model import Estimate
     from workbench.engine import Observer, Report
 
 log = logging.getLogger("workbench")
@@ -72,6 +74,14 @@ class Run:
             raise UserError(f"{name} has no better direction.")
         column = self.frame()[name].dropna()
         return float(column.max() if METRICS[name].better == "higher" else column.min())
+
+    def energy(self, hardware: str = HARDWARE, scenario: str = SCENARIO) -> Estimate:
+        """Modelled energy of one training batch on any hardware, in any scenario of the energy model, without training anew.
+
+        ``.per_sample_j`` is what ``energy/model_j`` grows by for each training sample; ``.table()`` splits it by layer, pass and memory
+        level. UserError for unknown names, and for a run that kept no trace of its network.
+        """
+        return estimate_run(self, hardware, scenario)
 
     def state(self) -> tuple[Any, Job]:
         """The State at the last checkpoint (the trained one, for a finished run), rebuilt on this machine, and its job."""

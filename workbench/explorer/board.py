@@ -12,8 +12,10 @@ import plotly.graph_objects as go
 
 from tracking.metrics import METRICS
 from workbench.explorer import curves
+from workbench.explorer.energy import EnergyPicker
 from workbench.explorer.session import ListedRun, Session
 from workbench.explorer.theme import TONES
+from workbench.modelled import METRIC
 
 FEW = 30  # up to here each point gets its marker
 
@@ -42,6 +44,7 @@ class Board:
         self.axis = w.Dropdown(options=["step"], description="against", tooltip="quantity on the x-axis", **short)
         self.log_x = w.Checkbox(description="log x", indent=False, tooltip="logarithmic x-axis")
         self.log_y = w.Checkbox(description="log y", indent=False, tooltip="logarithmic y-axis")
+        self.energy = EnergyPicker(self.refresh)
         self.figure = LiveFigure(layout=curves.layout())
         self.figure._config = {"displaylogo": False, "responsive": True}
         self.table = w.HTML()
@@ -53,7 +56,7 @@ class Board:
         below.add_class("wb-bar")
         holder = w.Box([self.figure], layout=w.Layout(width="100%", display="block"))
         holder.add_class("wb-curves")
-        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, holder, self.table, below])
+        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, self.energy.box, holder, self.table, below])
         for control in (self.metric, self.axis, self.log_x, self.log_y):
             control.observe(self._on_pick, names="value")
         self.clear.on_click(self._on_clear)
@@ -63,6 +66,7 @@ class Board:
         with self.lock:
             runs = list(self.session.runs)
             self._offer(runs)
+            self.energy.update(runs, shown=METRIC in (self.axis.value, self.metric.value))
             self._draw(runs)
             table = self._rows(runs)
             if table != self.table.value:
@@ -113,12 +117,14 @@ class Board:
             self._drawn = {}
         with self.figure.batch_update():
             for trace, r in zip(self.figure.data, runs, strict=True):
-                now = (r.version, x, y, named[r.key])
+                scales = [self.energy.factor(r) if name == METRIC else 1.0 for name in (x, y)]
+                now = (r.version, x, y, named[r.key], *scales)
                 if self._drawn.get(r.key) != now:
-                    xs, ys = curves.series(r.rows, x, y, self.max_points)
+                    xs, ys = curves.series([] if None in scales else r.rows, x, y, self.max_points)
+                    xs, ys = (points * (scale or 1.0) for points, scale in zip((xs, ys), scales, strict=True))
                     trace.update(x=xs, y=ys, name=named[r.key], mode="lines+markers" if len(xs) < FEW else "lines")
                     self._drawn[r.key] = now
-            axes = (curves.axis_label(x), curves.axis_label(y), self.log_x.value, self.log_y.value)
+            axes = (*(curves.axis_label(name, self.energy.model) for name in (x, y)), self.log_x.value, self.log_y.value)
             if self._drawn.get("") != axes:
                 self.figure.layout.xaxis.update(title={"text": axes[0]}, type="log" if axes[2] else "linear", autorange=True)
                 self.figure.layout.yaxis.update(title={"text": axes[1]}, type="log" if axes[3] else "linear", autorange=True)
@@ -137,17 +143,17 @@ class Board:
         head = "".join(f'<th class="{c}">{html.escape(t)}</th>' for t, c in heads)
         body = "".join(self._row(r, name, named[r.key]) for r in runs)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f'<h4>Runs, {html.escape(curves.axis_label(name))}</h4><div class="wb-scroll">{table}</div>'
+        return f'<h4>Runs, {html.escape(curves.axis_label(name, self.energy.model))}</h4><div class="wb-scroll">{table}</div>'
 
     def _row(self, r: ListedRun, name: str, label: str) -> str:
-        last = r.metrics
+        last, factor = r.metrics, self.energy.factor(r) if name == METRIC else 1.0
         steps = f"{r.progress.done}/{r.progress.total}" if r.progress else f"{last['step']:g}" if last else ""
         link = f' <a href="{html.escape(r.url)}" target="_blank" rel="noopener">MLflow</a>' if r.url else ""
         cells = [("", swatch(r.number)), ("", html.escape(label)), ("", status_word(r)), ("wb-num", steps),
-                 ("wb-num", _figure(last.get(name)))]
+                 ("wb-num", _figure(last.get(name), factor))]
         if METRICS[name].better is not None:
-            cells.append(("wb-num", _figure(r.best(name))))
-        cells += [("wb-num", _figure(last.get("clock/wall_s"), ".1f")), ("", f"<code>{r.key}</code>{link}")]
+            cells.append(("wb-num", _figure(r.best(name), factor)))
+        cells += [("wb-num", _figure(last.get("clock/wall_s"), form=".1f")), ("", f"<code>{r.key}</code>{link}")]
         why = reason(r)
         more = f'<tr class="wb-why"><td></td><td colspan="{len(cells) - 1}">{why}</td></tr>' if why else ""
         return f"<tr{' class=wb-more' if why else ''}>" + "".join(f'<td class="{c}">{t}</td>' for c, t in cells) + f"</tr>{more}"
@@ -173,5 +179,5 @@ def swatch(number: int) -> str:
             f'stroke-width="2.5" stroke-dasharray="{pattern[style.dash]}"/></svg>')
 
 
-def _figure(value: float | None, form: str = ".4g") -> str:
-    return "" if value is None else format(value, form)
+def _figure(value: float | None, factor: float | None = 1.0, form: str = ".4g") -> str:
+    return "" if value is None or factor is None else format(factor * value, form)

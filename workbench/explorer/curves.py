@@ -10,6 +10,7 @@ import numpy as np
 from tracking.figures import Style, style_of, thin
 from tracking.metrics import METRICS
 from workbench.explorer.session import ListedRun
+from workbench.modelled import METRIC, Choice
 
 FAVOURITES = ("eval/accuracy", "eval/perplexity", "eval/loss", "train/loss")  # the first one reported is shown first
 
@@ -52,9 +53,10 @@ def axes(names: Sequence[str]) -> list[str]:
     return ["step", *(name for name in names if METRICS[name].cumulative)]
 
 
-def axis_label(name: str) -> str:
-    """Axis title with unit."""
-    return METRICS[name].label if name in METRICS else "step"
+def axis_label(name: str, model: Choice) -> str:
+    """Axis title with unit; modelled joules with what they are modelled for."""
+    label = METRICS[name].label if name in METRICS else "step"
+    return f"{label}, {model}" if name == METRIC else label
 
 
 def series(rows: Sequence[dict[str, float]], x: str, y: str, max_points: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,12 +28,12 @@ class LowBitParams(SupervisedParams):
 
 
 def quantised_plan(name: str, model: nn.Module, quantised: Iterable[nn.Module], *, weights: Weights | None, activations: str = "fp32",
-                   inputs: bool = False, signals: str = "fp32", latent: bool = True, scaled: bool = False,
+                   inputs: bool = False, signals: str = "fp32", latent: bool = False, scaled: bool = False,
                    weight_ops: int = 0) -> PrecisionPlan:
     """Formats of a network some of whose layers are quantised, for the energy model; the others are in fp32.
 
-    ``weights``: their level set in the products, beside a ``latent`` fp32 copy; ``None``: products at real-valued weights. ``activations``:
-    what activation functions put out, so the first layer sees real-valued inputs unless ``inputs``. An index of a level has as many bits as
+    ``weights``: their level set in the products; ``None``: products at real-valued weights. ``latent``: another fp32 value is remembered for
+    each weight, and the update works on that. ``activations``: what activation functions put out, so the first layer sees real-valued inputs unless ``inputs``. An index of a level has as many bits as
     it takes to tell the levels apart; sums are integers where both factors are.
     """
     from tracking.energy_model import Precision, PrecisionPlan
@@ -47,7 +47,7 @@ def quantised_plan(name: str, model: nn.Module, quantised: Iterable[nn.Module], 
     def precision(first: bool) -> Precision:
         entering = "fp32" if first and not inputs else taken
         integers = stored != "fp32" and entering != "fp32"
-        return Precision(stored, entering, accumulators="int32" if integers else "fp32", signals=signals, latent="fp32" if weights and latent else None,
+        return Precision(stored, entering, accumulators="int32" if integers else "fp32", signals=signals, latent="fp32" if latent else None,
                          projection_ops=weight_ops, scaled=scaled)
 
     return PrecisionPlan(name, overrides=tuple((names[id(m)], precision(m is layers[0])) for m in quantised))
@@ -60,14 +60,16 @@ class LowBitTraining(SupervisedTraining):
     params: LowBitParams
 
     at_levels: ClassVar[bool] = False
-    """Forward and backward run at quantised weights and the update at a latent copy; else all at the real-valued weights."""
+    """Forward and backward run at quantised weights; else at real-valued ones."""
+    keeps_latent: ClassVar[bool] = False
+    """The update works on a latent value beside the weight that is run."""
     weight_ops: ClassVar[int] = 0
     """Element-wise operations for each quantised weight and step that come on top of SGD or Adam."""
 
     def precision(self, model: nn.Module) -> PrecisionPlan:
         p = self.params
         return quantised_plan(self.id, model, quantised_layers(model, p.layers), weights=p.weights if self.at_levels else None,
-                              activations=p.activations, scaled=self.at_levels and p.scale == "sawb", weight_ops=self.weight_ops)
+                              activations=p.activations, latent=self.keeps_latent, scaled=self.at_levels and p.scale == "sawb", weight_ops=self.weight_ops)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         from workbench.methods.lowbit._activations import quantise_activations

@@ -6,9 +6,10 @@ arXiv:2112.02880.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from workbench.methods.lowbit._optim import LowBitOptimizer
 from workbench.methods.lowbit._training import LowBitParams, LowBitTraining
 from workbench.methods.supervised import SupervisedState
 from workbench.params import Field
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 def relaxed_weight(theta: Tensor, a: float, b: float) -> Tensor:
@@ -141,6 +145,7 @@ class AdaSTETraining(LowBitTraining):
     paper = "arXiv:2112.02880"
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 12}}
+    keeps_latent = True
     weight_ops = 8
 
     class Params(LowBitParams):
@@ -175,6 +180,10 @@ class AdaSTETraining(LowBitTraining):
         for group in state.optimizer.param_groups:
             group["gain"] = n ** {"squared": 2, "linear": 1, "none": 0}[self.params.n_scale]
         return state
+
+    def precision(self, model: nn.Module) -> PrecisionPlan:
+        plan = super().precision(model)  # its own rule has one average, whatever ``base`` says
+        return dataclasses.replace(plan, overrides=plan.with_updates("momentum").overrides)
 
     def optimizer(self, model: nn.Module, ctx: Context) -> AdaSTE:
         p = self.params

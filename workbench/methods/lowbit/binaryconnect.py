@@ -124,6 +124,7 @@ class BinaryConnectTraining(LowBitTraining):
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 8, "lr": 0.01}}
     at_levels = True
+    keeps_latent = True
     weight_ops = 1
 
     class Params(LowBitParams):

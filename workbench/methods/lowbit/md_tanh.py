@@ -109,6 +109,7 @@ class MDTanhTraining(LowBitTraining):
     paper = "arXiv:1910.08237"
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {"epochs": 12, "lr": 0.01, "beta_scale": 1.05, "beta_every": 1}}
+    keeps_latent = True
     weight_ops = 3
 
     class Params(LowBitParams):

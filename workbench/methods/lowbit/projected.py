@@ -73,7 +73,7 @@ class ProjectedTraining(LowBitTraining):
     def precision(self, model: nn.Module) -> PrecisionPlan:
         p = self.params
         return quantised_plan(self.id, model, quantised_layers(model, p.layers), weights=p.weights if p.projection == "levels" else None,
-                              latent=False, activations=p.activations, weight_ops=2)
+                              activations=p.activations, weight_ops=2)
 
     def optimizer(self, model: nn.Module, ctx: Context) -> ProjectedGradient:
         return ProjectedGradient(self.groups(model), projection=self.params.projection, **self.common())
