@@ -1,89 +1,35 @@
-"""What all federated methods share: parameters, the replay of a trace, communication through the ledger, evaluation.
+"""What all federated methods share: the replay of a trace, the policy for deliveries that diverge, evaluation.
 
-A method declares its trace (who delivers when, after how many local steps: :mod:`_trace`) and its aggregator (what the server makes of what
-is delivered). Timing never depends on weights, so the trace is made first and the training replays it, all clients of a server step at once.
+A method declares its trace (who delivers when, after how many local steps: :mod:`_trace`) and its aggregator (what the
+server makes of what is delivered). Timing never depends on weights, so the trace is made first and the training replays
+it, all clients of a server step at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tracking.codecs import Dense
-from tracking.codecs.registry import codec
+from tracking.errors import UserError
 from workbench.method import Context, Method, Progress, derive_seed
+from workbench.methods.federated._aggregator import Aggregator, Work
 from workbench.methods.federated._clock import Speeds
-from workbench.methods.federated._local import Backend, LocalSGD, draws
+from workbench.methods.federated._exchange import Groups, download, upload
+from workbench.methods.federated._local import LocalSGD, Samples, draws
+from workbench.methods.federated._params import FederatedParams, refusal
 from workbench.methods.federated._partition import Partition, partition
 from workbench.methods.federated._trace import Trace
 from workbench.methods.supervised import count_batches, recalibrate_batchnorm, test
-from workbench.params import Field, Params
 from workbench.task import SupervisedTask
 
 if TYPE_CHECKING:
     from tracking.energy_model import PrecisionPlan
-
-
-class Work(NamedTuple):
-    """What is known of the ``m`` contacts of a server step besides the models."""
-
-    clients: Tensor
-    """(m,) int64."""
-    steps: Tensor
-    """(m,) local gradient steps each did since it last received a model."""
-    staleness: Tensor
-    """(m,) server steps between the version it began from and this one, 0 for the newest."""
-
-
-class Aggregator(Protocol):
-    """The server's rule, usable in any federated loop. Its memory, if it has one, is in ``state_dict``."""
-
-    def aggregate(self, server: Tensor, start: Tensor, end: Tensor, work: Work) -> Tensor:
-        """The new server model ``(P,)`` from the old one, the models the clients began from and those they deliver, both ``(m, P)``."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Stateless:
-    """Base of aggregators that remember nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class FederatedParams(Params):
-    """What every federated training has."""
-
-    clients: int = Field(100, ge=1, le=1_000_000, description="number of clients n")
-    local_steps: int = Field(20, ge=1, le=10_000, description="most gradient steps a client does with one model (K)")
-    lr: float = Field(0.5, gt=0, le=100, description="learning rate of the clients' plain SGD")
-    batch_size: int = Field(128, ge=1, le=65_536, description="samples a gradient step, drawn with replacement from the client's own")
-    horizon: float = Field(5000.0, gt=0, le=1e9, description="virtual time at which the training ends, in units of the step times")
-    report_every: float = Field(50.0, gt=0, description="virtual time between reports")
-    eval_every: float = Field(250.0, gt=0, description="virtual time between evaluations")
-    partition: Literal["iid", "shards", "dirichlet"] = Field("iid", description="how samples are shared out among clients")
-    classes_per_client: int = Field(2, ge=1, description="classes a client holds, for shards")
-    concentration: float = Field(0.3, gt=0, le=1000, description="concentration of the class mix, for Dirichlet: small is uneven")
-    step_law: Literal["exponential", "geometric", "fixed"] = Field("exponential", description="law of the time of one gradient step")
-    slow_fraction: float = Field(1 / 3, ge=0, le=1, description="share of slow clients")
-    fast_time: float = Field(2.0, gt=0, description="mean time of a gradient step on a fast client")
-    slow_time: float = Field(16.0, gt=0, description="mean time of a gradient step on a slow client")
-    slow_first: bool = Field(False, description="the first clients are the slow ones, so that speed and classes may go together; else at random")
-    backend: Backend = Field("auto", description="how clients are trained together: matmul, vmap, loop, or the best known for the network")
-    upload: Literal["dense_fp32", "dense_bf16", "qsgd", "int8", "int4", "lattice"] = Field(
-        "dense_fp32", description="encoding of deliveries: models (dense, lattice) or differences to the model begun from")
-    lattice_bits: int = Field(14, ge=2, le=24, description="bits a value, for the lattice")
-    lattice_side: float = Field(1e-4, gt=0, description="side of the lattice's cells")
-    qsgd_levels: int = Field(16, ge=1, le=4096, description="levels of QSGD")
-    on_divergence: Literal["stop", "drop"] = Field("stop", description="a client delivers nan or inf: end the run, or leave its delivery out")
 
 
 @dataclass
@@ -92,7 +38,7 @@ class FederatedState:
 
     server: Tensor
     versions: dict[int, Tensor]
-    """Server models, by server step, that some delivery still to come began from."""
+    """Server models as clients received them, by server step, that some delivery still to come began from."""
     own: dict[int, Tensor]
     """Models of clients that do not simply take over the server's, by client."""
     aggregator: Aggregator
@@ -102,6 +48,17 @@ class FederatedState:
     diverged: int = 0
     before: float = 0.0
     """Virtual time before the last report."""
+
+
+class Tally(NamedTuple):
+    """Sums over the contacts of a server step."""
+
+    loss: float
+    """Of mean losses, over the ``worked`` contacts that did a step."""
+    worked: int
+    distance: float
+    """Of squared distances to the server's model, over all ``contacts``."""
+    contacts: int
 
 
 class FederatedTraining(Method):
@@ -125,146 +82,207 @@ class FederatedTraining(Method):
         """Learning rate of the clients."""
         return self.params.lr
 
-    def kept(self, before: Tensor, end: Tensor) -> Tensor | None:
-        """Models ``(m, P)`` the contacted clients go on from, when that is not simply the new server model; ``before``: the one it replaces."""
+    def local_training(self, loss: Any) -> LocalSGD:
+        """What the clients do; ``self.model`` is the task's network."""
+        return LocalSGD(self.model, loss, self.params.backend)
+
+    def begin_work(self, seed: int, client: int, contact: int) -> None:
+        """Before the first local step of a client's work (back end ``loop`` only)."""
+
+    def reply(self, before: Tensor, end: Tensor, clients: np.ndarray, ctx: Context) -> Tensor | None:
+        """Models ``(m, P)`` that contacted clients go on from, where those are not simply the server's new model.
+
+        ``before`` is the server's model before this step. A method that answers sends the messages itself.
+        """
         return None
 
     # --- the contract -------------------------------------------------------------------------------------
 
+    @classmethod
+    def refuses(cls, task: SupervisedTask, params: FederatedParams) -> str | None:
+        return super().refuses(task, params) or refusal(task, params)
+
     def init(self, task: SupervisedTask, ctx: Context) -> FederatedState:
         p = self.params
         # trace and partition follow from the parameters and the seed: they are no memory of the algorithm
-        self.client_speeds = self.speeds(ctx)
-        self.schedule = self.trace(derive_seed(ctx.seed, "clock"), self.client_speeds)
-        self.schedule.check()
         labels = task.train_y.cpu().numpy()
-        self.shares: Partition = partition(p.partition, labels, p.clients, seed=derive_seed(ctx.seed, "partition"),
-                                           classes_per_client=p.classes_per_client, alpha=p.concentration)
-        self.model = task.build_model(ctx)
-        loss = torch.nn.functional.cross_entropy if task.num_classes > 2 else task.loss
-        self.local = LocalSGD(self.model, loss, p.backend)
+        self.shares: Partition = partition(
+            p.partition,
+            labels,
+            p.clients,
+            seed=derive_seed(ctx.seed, "partition"),
+            classes_per_client=p.classes_per_client,
+            alpha=p.concentration,
+        )
+        self.client_speeds = self.speeds(ctx)
+        trace = self.schedule = self.trace(derive_seed(ctx.seed, "clock"), self.client_speeds)
+        self.model, self.batches = task.build_model(ctx), Samples(task)
+        if p.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()):
+            raise UserError("batch_size = 1 is refused. Allowed: 2 <= x, for the network has batch norms.")
+        plain = type(task).loss is SupervisedTask.loss and task.num_classes > 2
+        self.local = self.local_training(F.cross_entropy if plain else task.loss)
+        last_use = np.zeros(len(trace.time) + 1, np.int64)
+        np.maximum.at(last_use, trace.start, trace.step)
+        self._last_use, self._ends_with = last_use, Groups(last_use, len(last_use))
+        self._begun_from = Groups(trace.start, len(last_use))
         server = self.local.flat.vector(self.model)
-        last_use = np.zeros(len(self.schedule.time) + 1, np.int64)
-        np.maximum.at(last_use, self.schedule.start, self.schedule.step)
-        self._last_use = last_use
-        state = FederatedState(server=server, versions={0: server.clone()}, own={}, aggregator=self.aggregator())
-        if self.schedule.kind != "rounds":  # there a model is sent to those selected, at the beginning of their work
-            self._send(server, np.unique(self.schedule.client[self.schedule.start == 0]), ctx)
-        return state
+        first = (
+            server
+            if trace.kind == "rounds"
+            else download(p, server, np.unique(trace.client[self._begun_from.of(0)]), ctx)
+        )
+        return FederatedState(server=server, versions={0: first.clone()}, own={}, aggregator=self.aggregator())
 
     def speeds(self, ctx: Context) -> Speeds:
-        """The clients' mean step times."""
+        """The clients' step times."""
         p = self.params
-        return Speeds.two_classes(p.clients, slow_fraction=p.slow_fraction, fast=p.fast_time, slow=p.slow_time, law=p.step_law,
-                                  slow_first=p.slow_first, seed=derive_seed(ctx.seed, "speeds"))
+        if p.step_law == "recorded":
+            return Speeds.from_file(p.step_times)
+        return Speeds.two_classes(
+            p.clients,
+            slow_fraction=p.slow_fraction,
+            fast=p.fast_time,
+            slow=p.slow_time,
+            law=p.step_law,
+            slow_first=p.slow_first,
+            seed=derive_seed(ctx.seed, "speeds"),
+        )
 
     def step(self, state: FederatedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
         time = self.schedule.time
         state.before = now = self._now(state)
-        stop = int(np.searchsorted(time, (now // self.params.report_every + 1) * self.params.report_every, side="right"))
-        losses, deliveries, spread = 0.0, 0, 0.0
+        stop = int(
+            np.searchsorted(time, (now // self.params.report_every + 1) * self.params.report_every, side="right")
+        )
+        tallies = []
         for t in range(state.step, max(stop, state.step + 1)):
-            ctx.poll()
-            loss, distance, m = self._server_step(t, state, task, ctx)
-            losses, spread, deliveries = losses + loss, spread + distance, deliveries + m
-        metrics = {"clock/virtual_s": float(time[state.step - 1]), "train/samples": state.samples, "train/gradients": state.gradients,
-                   "train/server_steps": state.step, "train/lr": self.client_lr()}
-        if deliveries:
-            metrics |= {"train/loss": losses / deliveries, "train/client_spread": self.params.clients * spread / deliveries}
+            tallies.append(self._server_step(t, state, ctx))
+            if not math.isfinite(tallies[-1].loss):
+                break
+        loss, worked, distance, contacts = map(sum, zip(*tallies, strict=True))
+        metrics = {
+            "clock/virtual_s": float(time[state.step - 1]),
+            "train/samples": state.samples,
+            "train/gradients": state.gradients,
+            "train/server_steps": state.step,
+            "train/lr": self.client_lr(),
+        }
+        if worked:
+            metrics["train/loss"] = loss / worked
+        if contacts:
+            metrics["train/client_spread"] = self.params.clients * distance / contacts
         return metrics | ({"train/diverged": state.diverged} if state.diverged else {})
 
-    def _server_step(self, t: int, state: FederatedState, task: SupervisedTask, ctx: Context) -> tuple[float, float, int]:
-        """Server step ``t`` (from 0): sums over its working contacts of loss and squared distance to the server, and their number."""
+    def _server_step(self, t: int, state: FederatedState, ctx: Context) -> Tally:
+        """Server step ``t`` (from 0). A loss that is not finite says that a delivery diverged and the run is to end."""
         trace = self.schedule
         rows = slice(int(trace.offsets[t]), int(trace.offsets[t + 1]))
-        clients = trace.client[rows]
-        begun = [state.own[c] if c in state.own else state.versions[v] for c, v in zip(clients.tolist(), trace.start[rows].tolist(), strict=True)]
-        start = torch.stack(begun) if begun else state.server.new_empty(0, len(state.server))
-        if trace.kind == "rounds":
-            self._send(state.server, clients, ctx)
+        clients, steps, contacts = trace.client[rows], trace.steps[rows], trace.contact[rows]
+        state.step, before = t + 1, state.server
+        state.gradients += int(steps.sum())
+        state.samples += int(steps.sum()) * self.params.batch_size
+        if not len(clients):
+            self._answer(t + 1, before, before.new_empty(0, len(before)), clients, state, ctx)
+            return Tally(0.0, 0, 0.0, 0)
+        start = self._begun(rows, state, ctx)
         end = start.clone()
-        loss = self.train(end, clients, trace.steps[rows], trace.contact[rows], task, ctx)
-        worked = torch.from_numpy(trace.steps[rows] > 0)
-        distance = float((end - state.server).square().sum()) if len(clients) else 0.0
-        kept = torch.ones(len(clients), dtype=torch.bool)
-        if self.params.on_divergence == "drop":
-            kept = torch.isfinite(end).all(1).cpu()
-            state.diverged += int((~kept).sum())
-        before = state.server
-        arrived = self._upload(start, end, clients, trace.contact[rows], kept, state, ctx)
-        work = Work(torch.from_numpy(clients.astype(np.int64)), torch.from_numpy(trace.steps[rows].astype(np.int64)),
-                    torch.from_numpy(t - trace.start[rows].astype(np.int64)))
-        if kept.any():
-            state.server = state.aggregator.aggregate(state.server, start[kept], arrived[kept], Work(*(w[kept] for w in work)))
-        state.step = t + 1
-        self._download(t + 1, before, end, clients, state, ctx)
-        done = int(trace.steps[rows].sum())
-        state.gradients += done
-        state.samples += done * self.params.batch_size
-        return float(loss[worked].sum()), distance, len(clients)
+        loss = self.train(end, clients, steps, contacts, ctx)
+        kept = self._judge(start, end, state)
+        if self.params.on_divergence == "stop" and not kept.all():
+            return Tally(math.nan, 1, 0.0, 0)
+        good = np.flatnonzero(kept)
+        if len(good):
+            some = slice(None) if kept.all() else torch.from_numpy(good).to(end.device)
+            arrived = upload(self.params, start[some], end[some], clients[good], contacts[good], before, ctx)
+            work = Work(
+                *(torch.from_numpy(column[good].astype(np.int64)) for column in (clients, steps, t - trace.start[rows]))
+            )
+            state.server = state.aggregator.aggregate(before, start[some], arrived, work)
+        counted = torch.from_numpy(kept & (steps > 0)).to(loss.device)
+        distance = (end - before).square().sum(1)[torch.from_numpy(kept).to(end.device)]
+        end[torch.from_numpy(~kept).to(end.device)] = before  # whoever diverged goes on from a model that is one
+        self._answer(t + 1, before, end, clients, state, ctx)
+        return Tally(float(loss[counted].sum()), int(counted.sum()), float(distance.sum()), len(good))
 
-    def modelled(self, state: FederatedState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan]:
+    def _begun(self, rows: slice, state: FederatedState, ctx: Context) -> Tensor:
+        """Models ``(m, P)`` that the contacts' work began from."""
+        clients = self.schedule.client[rows]
+        if self.schedule.kind == "rounds":  # a model is sent to those selected, at the beginning of their work
+            return download(self.params, state.server, clients, ctx).repeat(len(clients), 1)
+        versions = self.schedule.start[rows].tolist()
+        return torch.stack(
+            [
+                state.own[c] if c in state.own else state.versions[v]
+                for c, v in zip(clients.tolist(), versions, strict=True)
+            ]
+        )
+
+    def train(
+        self, stack: Tensor, clients: np.ndarray, steps: np.ndarray, contacts: np.ndarray, ctx: Context
+    ) -> Tensor:
+        """Local training of the rows of ``stack`` in place; each row's mean loss."""
+        seed, samples = derive_seed(ctx.seed, "batches"), []
+        for client, count, contact in zip(clients.tolist(), steps.tolist(), contacts.tolist(), strict=True):
+            own = self.shares.of(client)
+            samples.append(own[draws(seed, client, contact, count, self.params.batch_size, len(own))])
+
+        def batch(index: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.poll()
+            return self.batches(index)
+
+        return self.local.train(
+            stack,
+            samples,
+            batch,
+            self.client_lr(),
+            lambda i: self.begin_work(ctx.seed, int(clients[i]), int(contacts[i])),
+        )
+
+    def _judge(self, start: Tensor, end: Tensor, state: FederatedState) -> np.ndarray:
+        """Which deliveries are finite, (m,) bool, after those that are too long were shortened in place."""
+        kept = torch.isfinite(end).all(1)
+        state.diverged += int((~kept).sum())
+        if self.params.on_divergence == "clip":
+            length = (end - start).norm(dim=1)
+            far = kept & (length > self.params.clip_norm)
+            state.diverged += int(far.sum())
+            shrink = (self.params.clip_norm / length[far]).unsqueeze(1)
+            end[far] = start[far] + shrink * (end[far] - start[far])
+        return kept.cpu().numpy()
+
+    def _answer(
+        self, version: int, before: Tensor, end: Tensor, clients: np.ndarray, state: FederatedState, ctx: Context
+    ) -> None:
+        """Send the new model on, keep it while work begins from it, and forget versions that no work begins from."""
+        trace = self.schedule
+        going = self.reply(before, end, clients, ctx) if len(clients) else None
+        if going is not None:
+            state.own.update((c, row.clone()) for c, row in zip(clients.tolist(), going, strict=True))
+        else:
+            received = state.server
+            if (
+                trace.kind == "arrivals"
+            ):  # a job goes to any client; of one not delivered before the end we know no party
+                received = download(self.params, state.server, trace.client[self._begun_from.of(version)], ctx)
+            elif trace.kind != "rounds":
+                received = download(self.params, state.server, clients, ctx)
+            if self._last_use[version] > version and trace.kind != "rounds":
+                state.versions[version] = received
+        for used_up in self._ends_with.of(version).tolist():
+            state.versions.pop(used_up, None)
+
+    def modelled(self, state: FederatedState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
         """Plain fp32 SGD on the clients; the server's averaging and the network are not in it."""
         from tracking.energy_model.plan import fp32
 
         return self.model, (self.params.batch_size, *task.sample_shape), fp32().with_updates("sgd")
 
-    def train(self, stack: Tensor, clients: np.ndarray, steps: np.ndarray, contacts: np.ndarray, task: SupervisedTask,
-              ctx: Context) -> Tensor:
-        """Local training of the rows of ``stack`` in place; each row's mean loss."""
-        seed = derive_seed(ctx.seed, "batches")
-        samples = []
-        for client, count, contact in zip(clients.tolist(), steps.tolist(), contacts.tolist(), strict=True):
-            own = self.shares.of(client)
-            samples.append(own[draws(seed, client, contact, count, self.params.batch_size, len(own))])
-        return self.local.train(stack, samples, lambda index: task.batch(index), self.client_lr())
-
-    def _upload(self, start: Tensor, end: Tensor, clients: np.ndarray, contacts: np.ndarray, kept: Tensor, state: FederatedState,
-                ctx: Context) -> Tensor:
-        """What the server gets of ``end``, every delivery encoded and billed.
-
-        Models are sent as they are or on the lattice round the server's; the other codecs send the difference to the model begun from, which
-        the server keeps. The noise of a message belongs to (seed, client, contact).
-        """
-        name = self.params.upload
-        arrived = []
-        for i, (client, contact) in enumerate(zip(clients.tolist(), contacts.tolist(), strict=True)):
-            party, rng = f"client {client}", (derive_seed(ctx.seed, "codec", client), contact)
-            if not kept[i]:
-                arrived.append(end[i])
-            elif name.startswith("dense"):
-                arrived.append(ctx.ledger.send(end[i], codec(name), "up", party))
-            elif name == "lattice":
-                lattice = codec(name, bits=self.params.lattice_bits, side=self.params.lattice_side, rng=rng)
-                arrived.append(ctx.ledger.send(end[i], lattice, "up", party, reference=state.server))
-            else:
-                options = {"levels": self.params.qsgd_levels} if name == "qsgd" else {"rounding": "stochastic"}
-                arrived.append(start[i] + ctx.ledger.send(end[i] - start[i], codec(name, **options, rng=rng), "up", party).to(start))
-        return torch.stack(arrived).to(end) if arrived else end
-
-    def _send(self, model: Tensor, clients: np.ndarray, ctx: Context) -> None:
-        """Bill the new model's way to clients, each by itself."""
-        if len(clients):
-            ctx.ledger.broadcast(model, Dense(), "down", [f"client {c}" for c in clients.tolist()])
-
-    def _download(self, version: int, before: Tensor, end: Tensor, clients: np.ndarray, state: FederatedState, ctx: Context) -> None:
-        """Hand the new model to the clients and forget versions that nobody works from any more."""
-        trace = self.schedule
-        if trace.kind == "arrivals":  # a job goes to any client; one that is not delivered before the end has no party that we know of
-            self._send(state.server, trace.client[trace.start == version], ctx)
-        elif trace.kind != "rounds":
-            self._send(state.server, clients, ctx)
-        own = self.kept(before, end) if len(clients) else None
-        if own is not None:
-            state.own |= {client: row.clone() for client, row in zip(clients.tolist(), own, strict=True)}
-        if self._last_use[version] > version:
-            state.versions[version] = state.server.clone()
-        for key in [k for k in state.versions if self._last_use[k] <= version]:
-            del state.versions[key]
-
     def evaluate(self, state: FederatedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
-        model = self.local.flat.load(state.server, self.model)
-        if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return self.quality(self.local.flat.load(state.server, self.model), task, ctx)
+
+    def quality(self, model: nn.Module, task: SupervisedTask, ctx: Context) -> dict[str, float]:
+        """Test figures of a network whose batch norms, if any, get statistics of training samples first."""
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
             recalibrate_batchnorm(model, task, 128, min(16, count_batches(len(task.train_y), 128)), ctx)
         return test(model, task, ctx)
 

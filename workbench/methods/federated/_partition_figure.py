@@ -39,7 +39,7 @@ def who_holds_what(partition: Partition, labels: ArrayLike, *, title: str | None
     """
     import plotly.graph_objects as go
 
-    from tracking.figures import _layout, _text
+    from tracking.figures import layout, text
     from tracking.styles import style_of
 
     counts = partition.class_counts(labels)
@@ -53,7 +53,7 @@ def who_holds_what(partition: Partition, labels: ArrayLike, *, title: str | None
         holders = np.flatnonzero(counts[:, c])
         held = counts[holders, c]
         figure.add_trace(go.Bar(
-            x=holders, y=held, base=np.full(len(held), row * step), name=_text(f"{name} (n={held.sum()})"),
+            x=holders, y=held, base=np.full(len(held), row * step), name=text(f"{name} (n={held.sum()})"),
             marker={"color": styles[name].colour, "line": {"width": 0}}, text=held, cliponaxis=False,
             textposition="outside" if printed else "none", hovertemplate="client %{x}: %{text} samples"))
     spread = label_divergence(partition, labels)
@@ -62,7 +62,7 @@ def who_holds_what(partition: Partition, labels: ArrayLike, *, title: str | None
     facts = (f"{partition.clients} clients of {sizes} samples; highest bar: {largest} samples; "
              f"total variation of label laws: mean {spread.mean:.3f}, max {spread.max:.3f}")
     caption = f"Samples of each class (rows) that each client (across) holds; all rows on one scale. {facts}."
-    figure.update_layout(_layout(title or "who holds what", f"{note}; {facts}" if note else facts, caption, 0))
+    figure.update_layout(layout(title or "who holds what", f"{note}; {facts}" if note else facts, caption, 0))
     height = int(np.clip((42 if printed else 34) * len(classes) + 160, 430, 1500))
     figure.update_layout(barmode="overlay", bargap=0.15, height=height)
     figure.update_xaxes(title_text="client [index]", range=[-0.7, partition.clients - 0.3])

@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from workbench.methods.federated._aggregator import Stateless, Work
 from workbench.methods.federated._clock import Speeds
-from workbench.methods.federated._federated import FederatedParams, FederatedTraining, Stateless, Work
+from workbench.methods.federated._federated import FederatedTraining
+from workbench.methods.federated._params import FederatedParams
 from workbench.methods.federated._trace import Trace, arrivals
 from workbench.params import Field
 
@@ -19,11 +21,17 @@ from workbench.params import Field
 class FedAsync(Stateless):
     """The server's rule: ``w <- (1 - m) w + m end`` for each delivery, ``m = mixing * s(tau)``.
 
-    ``s``: ``constant`` 1; ``polynomial`` ``(1 + tau)^(-a)``; ``hinge`` 1 up to ``tau = b``, then ``1 / (a (tau - b) + 1)``.
+    ``s``: ``constant`` 1; ``polynomial`` ``(1 + tau)^(-a)``; ``hinge`` 1 up to ``tau = b``, then
+    ``1 / (a (tau - b) + 1)``.
     """
 
-    def __init__(self, mixing: float = 0.6, staleness: Literal["constant", "polynomial", "hinge"] = "polynomial", a: float = 0.5,
-                 b: float = 4.0) -> None:
+    def __init__(
+        self,
+        mixing: float = 0.6,
+        staleness: Literal["constant", "polynomial", "hinge"] = "polynomial",
+        a: float = 0.5,
+        b: float = 4.0,
+    ) -> None:
         self.mixing, self.staleness, self.a, self.b = mixing, staleness, a, b
 
     def weight(self, tau: Tensor) -> Tensor:
@@ -48,21 +56,38 @@ class FedAsyncTraining(FederatedTraining):
     title = "FedAsync"
     family = "federated"
     paper = "arXiv:1903.03934"
-    example = {"task": "digits/perceptron", "params": {"clients": 20, "local_steps": 10, "batch_size": 32, "horizon": 400.0, "lr": 0.1}}
+    example = {
+        "task": "digits/perceptron",
+        "params": {"clients": 20, "local_steps": 10, "batch_size": 32, "horizon": 400.0, "lr": 0.1},
+    }
 
     class Params(FederatedParams):
         lr: float = Field(0.1, gt=0, le=100, description="learning rate of the clients' plain SGD")
         mixing: float = Field(0.6, gt=0, le=1, description="weight of a fresh delivery")
-        staleness: Literal["constant", "polynomial", "hinge"] = Field("polynomial", description="how the weight falls with staleness tau")
+        staleness: Literal["constant", "polynomial", "hinge"] = Field(
+            "polynomial", description="how the weight falls with staleness tau"
+        )
         a: float = Field(0.5, ge=0, description="power of the polynomial, or slope of the hinge")
         b: float = Field(4.0, ge=0, description="staleness up to which the hinge keeps the full weight")
         interaction_time: float = Field(0.0, ge=0, description="virtual time the server spends on an arrival")
+
+        def rules(self) -> list[tuple[str, bool, str]]:
+            least = self.least_work() + self.interaction_time
+            return [*super().rules(), self.reaches(least, "local_steps and interaction_time of a first arrival")]
 
     params: Params
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
         p = self.params
-        return arrivals(speeds, C=p.clients, K=p.local_steps, route="same", interaction=p.interaction_time, horizon=p.horizon, seed=seed)
+        return arrivals(
+            speeds,
+            C=p.clients,
+            K=p.local_steps,
+            route="same",
+            interaction=p.interaction_time,
+            horizon=p.horizon,
+            seed=seed,
+        )
 
     def aggregator(self) -> FedAsync:
         p = self.params

@@ -1,20 +1,25 @@
 """FedAvg: synchronous federated averaging, the server waits for the slowest of the selected clients.
 
-McMahan, Moore, Ramage, Hampson & Agüera y Arcas, AISTATS 2017, arXiv:1602.05629; its clock as in QuAFL's published simulator.
+McMahan, Moore, Ramage, Hampson & Agüera y Arcas, AISTATS 2017, arXiv:1602.05629; its clock
+as in QuAFL's published simulator.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from workbench.methods.federated._aggregator import Stateless, Work
 from workbench.methods.federated._clock import Speeds
-from workbench.methods.federated._federated import FederatedParams, FederatedTraining, Stateless, Work
+from workbench.methods.federated._federated import FederatedTraining
+from workbench.methods.federated._params import FederatedParams
 from workbench.methods.federated._trace import Trace, rounds
 from workbench.params import Field
 
 
 class FedAvg(Stateless):
-    """The server's rule: ``w + server_lr * mean(end - start)``; with ``server_lr = 1`` and equal starts, the mean of what is delivered."""
+    """The server's rule: ``w + server_lr * mean(end - start)``; with ``server_lr = 1`` and equal starts, the mean of what
+    is delivered.
+    """
 
     def __init__(self, server_lr: float = 1.0) -> None:
         self.server_lr = server_lr
@@ -30,18 +35,31 @@ class FedAvgTraining(FederatedTraining):
     title = "FedAvg"
     family = "federated"
     paper = "arXiv:1602.05629"
-    example = {"task": "digits/perceptron", "params": {"clients": 20, "selected": 4, "local_steps": 10, "batch_size": 32, "horizon": 3000.0}}
+    example = {
+        "task": "digits/perceptron",
+        "params": {"clients": 20, "selected": 4, "local_steps": 10, "batch_size": 32, "horizon": 3000.0},
+    }
 
     class Params(FederatedParams):
         selected: int = Field(20, ge=1, description="clients of a round (s)")
         interaction_time: float = Field(3.0, ge=0, description="virtual time of the exchange at the end of a round")
         server_lr: float = Field(1.0, gt=0, le=10, description="step of the server along the mean difference")
 
+        def rules(self) -> list[tuple[str, bool, str]]:
+            least = self.least_work() + self.interaction_time
+            return [
+                *super().rules(),
+                self.within("selected", "clients"),
+                self.reaches(least, "local_steps and interaction_time of a first round"),
+            ]
+
     params: Params
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
         p = self.params
-        return rounds(speeds, selected=p.selected, K=p.local_steps, interaction=p.interaction_time, horizon=p.horizon, seed=seed)
+        return rounds(
+            speeds, selected=p.selected, K=p.local_steps, interaction=p.interaction_time, horizon=p.horizon, seed=seed
+        )
 
     def aggregator(self) -> FedAvg:
         return FedAvg(self.params.server_lr)
