@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plotly.graph_objects import Figure, FigureWidget
 
 from tracking.errors import UserError
-from tracking.figures import INK, bars_with_intervals, curves, data_of, histogram, pareto_figure, style_of, thin
+from tracking.figures import INK, bars_with_intervals, curves, data_of, histogram, label_places, pareto_figure, style_of, thin
 from tracking.statistics import interval
 
 
@@ -201,6 +201,32 @@ def test_data_of_gives_back_what_was_drawn():
     line = data_of(curves({"a": [_frame([0.1, 0.5]), _frame([0.3, 0.4])]}, "eval/accuracy"))
     assert line["step"].tolist() == [1, 2]
     assert line["±"].tolist() == pytest.approx([interval([0.1, 0.3]).half_width, interval([0.5, 0.4]).half_width])
+
+
+def test_data_of_keeps_both_distances_names_of_points_and_each_panel_s_axes():
+    figure = Figure()
+    figure.add_scatter(x=[1, 2], y=[3, 4], name="a", error_x={"array": [0.5, 1], "arrayminus": [0.1, 0.2]}, hovertext=["p", "q"])
+    figure.add_scatter(x=[5, None, 6], y=[7, 7, 8], name="b", xaxis="x2", yaxis="y2")
+    figure.update_layout(xaxis_title="x [s]", yaxis_title="y [J]", xaxis2={"title": {"text": "z [B]"}}, yaxis2={"matches": "y"})
+    data = data_of(figure)
+    a, b = (data[data["trace"] == name] for name in "ab")
+    assert a[["x [s]", "y [J]", "−", "+", "point"]].to_numpy().tolist() == [[1, 3, 0.1, 0.5, "p"], [2, 4, 0.2, 1, "q"]]
+    assert b[["z [B]", "y [J]"]].to_numpy().tolist() == [[5, 7], [6, 8]]  # a gap in a line is no figure
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8))
+@settings(max_examples=60)
+def test_labels_take_the_usual_place_unless_something_is_there(points):
+    x, y = zip(*points, strict=True)
+    places = label_places(x, y, ["name"] * len(points))
+    assert len(places) == len(points)
+    if all(abs(a[0] - b[0]) * 700 > 100 for i, a in enumerate(points) for b in points[:i]):
+        assert set(places) == {"top center"}
+
+
+def test_labels_of_near_points_part():
+    # of two points 10 pixels above one another, neither label can stand between them
+    assert label_places([0.5, 0.5], [0.5, 0.525], ["lower", "upper"]) == ["bottom center", "top center"]
 
 
 def test_names_are_plain_text():

@@ -83,7 +83,7 @@ def curves(
     cut = ", cut at 0 and 1" if declared(metric).unit == "fraction" else ""
     caption = (f"{declared(metric).description.capitalize()} ({metric}) against {axis}. Line: mean over n seeds, each at its last reported "
                f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1{cut}).")
-    figure.update_layout(_layout(title or f"{metric} against {axis}", note, caption, len(groups)))
+    figure.update_layout(layout(title or f"{metric} against {axis}", note, caption, len(groups)))
     figure.update_xaxes(_axis(axis, log_x))
     figure.update_yaxes(_axis(metric, log_y))
     return figure
@@ -105,7 +105,7 @@ def _add_curve(figure: Figure, name: str, table: pandas.DataFrame, style: Style,
         figure.add_trace(go.Scatter(**edge, y=low))
         figure.add_trace(go.Scatter(**edge, y=high, fill="tonexty", fillcolor=_faded(style.colour, 0.2)))
     figure.add_trace(go.Scatter(
-        **{**common, "mode": "lines+markers"}, y=table["mean"], name=_text(name), customdata=table[["half_width"]].to_numpy(),
+        **{**common, "mode": "lines+markers"}, y=table["mean"], name=text(name), customdata=table[["half_width"]].to_numpy(),
         line={**line, "dash": style.dash, "width": 2}, marker={"symbol": style.marker, "size": 8, "maxdisplayed": 12},
         hovertemplate="%{x:.4~g}: %{y:.4~g} ± %{customdata[0]:.2~g}"))
 
@@ -132,12 +132,12 @@ def pareto_figure(points: pandas.DataFrame, x: str, y: str, *, log_x: bool = Fal
     for row in points.to_dict("records"):
         style = styles[row["method"]]
         figure.add_trace(go.Scatter(
-            x=[row[x]], y=[row[y]], mode="markers", name=_text(f"{row['method']} (n={row['n']})"),
+            x=[row[x]], y=[row[y]], mode="markers", name=text(f"{row['method']} (n={row['n']})"),
             error_x=_error(row.get(f"{x} ±")), error_y=_error(row.get(f"{y} ±")),
             marker={"color": style.colour, "symbol": style.marker, "size": 12}, hovertemplate="%{x:.4~g}, %{y:.4~g}"))
     caption = (f"{y} ({directions[1]} is better) against {x} ({directions[0]} is better). On the front: {', '.join(front['method'])}. "
                "Bars: t interval over n seeds.")
-    figure.update_layout(_layout(title or f"{y} against {x}", note, caption, len(points)))
+    figure.update_layout(layout(title or f"{y} against {x}", note, caption, len(points)))
     figure.update_xaxes(_axis(x, log_x))
     figure.update_yaxes(_axis(y, log_y))
     return figure
@@ -163,11 +163,11 @@ def histogram(groups: Mapping[str, ArrayLike], *, quantity: str = "weight", unit
             # on a log scale an empty bin is a gap, not minus infinity
             figure.add_trace(go.Scatter(
                 x=edges, y=np.where(share > 0, share, np.nan if log_y else 0.0)[[*range(bins), bins - 1]], mode="lines",
-                name=_text(f"{name} (n={values.size})"), hovertemplate="%{x:.4~g}: %{y:.3~g}",
+                name=text(f"{name} (n={values.size})"), hovertemplate="%{x:.4~g}: %{y:.3~g}",
                 line={"color": styles[name].colour, "dash": styles[name].dash, "shape": "hv", "width": 2}))
     caption = f"Share of {quantity} values in each of {bins} equal bins, n values a group."
-    figure.update_layout(_layout(title or f"distribution of {quantity}", note, caption, len(arrays)))
-    figure.update_xaxes(title_text=_text(f"{quantity} [{unit}]" if unit else quantity))
+    figure.update_layout(layout(title or f"distribution of {quantity}", note, caption, len(arrays)))
+    figure.update_xaxes(title_text=text(f"{quantity} [{unit}]" if unit else quantity))
     figure.update_yaxes(title_text="share [fraction]", type="log" if log_y else "linear", exponentformat="power")
     return figure
 
@@ -189,37 +189,82 @@ def bars_with_intervals(rows: pandas.DataFrame, metric: str, *, title: str | Non
         style, half = styles[row["method"]], _error(row.get(f"{metric} ±"))
         shown = f"{row[metric]:.4g}" + (f" ± {half['array'][0]:.2g}" if half else "")
         figure.add_trace(go.Bar(
-            x=[f"{_text(row['method'])} (n={row['n']})<br>{shown}"], y=[row[metric]], error_y=half, name=_text(row["method"]),
+            x=[f"{text(row['method'])} (n={row['n']})<br>{shown}"], y=[row[metric]], error_y=half, name=text(row["method"]),
             marker={"color": style.colour, "pattern": {"shape": style.hatch, "bgcolor": style.colour, "fgcolor": "white",
                                                        "solidity": 0.2}}, hoverinfo="skip"))
     caption = f"{declared(metric).description.capitalize()} ({metric}), mean over n seeds; bars: t interval."
-    figure.update_layout(_layout(title or metric, note, caption, 0))
+    figure.update_layout(layout(title or metric, note, caption, 0))
     figure.update_yaxes(_axis(metric, False), rangemode="tozero")
     return figure
 
 
 def data_of(figure: Figure) -> pandas.DataFrame:
-    """The figures behind a figure: one row a point of each named trace, with its half-width where it has one."""
+    """The figures behind a figure: one row a point of each named trace, with its half-width (or both distances) where it has one.
+
+    Columns are named after the axes that a trace is drawn on.
+    """
     import pandas
 
     parts = []
-    x_label, y_label = figure.layout.xaxis.title.text or "x", figure.layout.yaxis.title.text or "y"
     for trace in figure.data:
         if trace.name is None or getattr(trace, "x", None) is None or getattr(trace, "y", None) is None:
             continue
+        x_label, y_label = (_axis_of(figure, trace, letter) for letter in "xy")
         columns = {"trace": trace.name, x_label: list(trace.x), y_label: list(trace.y)}
+        labels = trace.text if trace.hovertext is None else trace.hovertext
+        if labels is not None and not isinstance(labels, str):  # a name for each point
+            columns["point"] = list(labels)
         part = pandas.DataFrame(columns).map(_plain).rename(columns=_plain)
-        if trace.error_y.array is not None:
-            part["±"] = list(trace.error_y.array)
+        errors = [e for e in (trace.error_y, trace.error_x) if e.array is not None]
+        if errors and errors[0].arrayminus is not None:
+            part["−"], part["+"] = list(errors[0].arrayminus), list(errors[0].array)
+        elif errors:
+            part["±"] = list(errors[0].array)
         elif trace.customdata is not None and len(trace.customdata):
             part["±"] = [row[0] for row in trace.customdata]
-        parts.append(part)
+        parts.append(part.dropna(subset=[part.columns[1]]))  # a gap between two pieces of a line is no figure
     return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
 
 
-def _layout(title: str, note: str, caption: str, entries: int) -> dict[str, Any]:
+def _axis_of(figure: Figure, trace: Any, letter: str) -> str:
+    """Title of the axis of a trace, or of the one whose scale it shares, or its letter; ``"x2"`` is ``layout.xaxis2``."""
+    def axis(id: str) -> Any:
+        return figure.layout[f"{letter}axis{id[1:]}"]
+
+    own = axis(getattr(trace, f"{letter}axis") or letter)
+    return own.title.text or (axis(own.matches).title.text if own.matches else None) or letter
+
+
+def label_places(x: ArrayLike, y: ArrayLike, labels: Sequence[str], width: float = 700, height: float = 400, font: float = 11) -> list[str]:
+    """A plotly text position for the label of each point, such that labels hide neither points nor each other where there is room.
+
+    ``x, y``: places in fractions of the drawing area, ``width`` by ``height`` pixels wide and high, with a font of ``font`` pixels.
+    """
+    import numpy as np
+
+    at = np.column_stack([np.asarray(x, float) * width, np.asarray(y, float) * height])
+    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in at]
+    chosen = []
+    for (px, py), label in zip(at, labels, strict=True):
+        w, h = 0.6 * font * len(label), 1.2 * font
+        offers = {f"{v} {s}": (px + dx, py + dy, px + dx + w, py + dy + h)
+                  for v, s, dx, dy in (("top", "center", -w / 2, 7), ("bottom", "center", -w / 2, -7 - h), ("middle", "right", 8, -h / 2),
+                                       ("middle", "left", -8 - w, -h / 2), ("top", "right", 5, 5), ("top", "left", -5 - w, 5),
+                                       ("bottom", "right", 5, -5 - h), ("bottom", "left", -5 - w, -5 - h))}
+        chosen.append(min(offers, key=lambda name, o=offers: sum(_overlap(o[name], box) for box in taken)))
+        taken.append(offers[chosen[-1]])
+    return chosen
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Area that two boxes (left, low, right, high) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def layout(title: str, note: str, caption: str, entries: int) -> dict[str, Any]:
+    """The house style as plotly layout: ``note`` is the subtitle, ``caption`` the description in words, ``entries`` the legend's length."""
     return {
-        "title": {"text": _text(title), "subtitle": {"text": _text(note)}, "x": 0, "xref": "paper"}, "meta": {"caption": caption},
+        "title": {"text": text(title), "subtitle": {"text": text(note)}, "x": 0, "xref": "paper"}, "meta": {"caption": caption},
         "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(COLOURS),
         "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13}, "height": 430 + 20 * max(0, entries - 3),
         "margin": {"l": 70, "r": 20, "t": 80 if note else 60, "b": 60}, "hovermode": "closest",
@@ -231,7 +276,7 @@ def _layout(title: str, note: str, caption: str, entries: int) -> dict[str, Any]
 def _axis(name: str, log: bool) -> dict[str, Any]:
     known = None if name == "step" else declared(name)
     prefixes = known is not None and (known.cumulative or known.unit == "B")  # 2M beside [B], but 0.002 of a fraction stays 0.002
-    return {"title": {"text": _text(known.label if known else "step")}, "type": "log" if log else "linear",
+    return {"title": {"text": text(known.label if known else "step")}, "type": "log" if log else "linear",
             "exponentformat": "SI" if prefixes else "power"}
 
 
@@ -249,6 +294,6 @@ def _plain(value: Any) -> Any:
     return html.unescape(value.replace("<br>", ": ")) if isinstance(value, str) else value
 
 
-def _text(words: Any) -> str:
+def text(words: Any) -> str:
     """Plain text for plotly, which reads tags in labels."""
     return html.escape(str(words), quote=False)

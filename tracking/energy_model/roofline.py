@@ -101,6 +101,6 @@ def roofline_figure(estimate: Estimate) -> Figure:
                f"{wide:.3g} B/s). Plan {estimate.plan.name}, scenario {estimate.scenario.name}.")
     figure.update_layout(layout(f"Roofline of {estimate.hardware.id}", f"plan {estimate.plan.name}, scenario {estimate.scenario.name}",
                                  caption, len(figure.data)))
-    figure.update_xaxes(title_text="arithmetic intensity at the outermost memory [MAC/B]", type="log", exponentformat="power")
-    figure.update_yaxes(title_text="attainable rate [MAC/s]", type="log", exponentformat="power")
+    figure.update_xaxes(title_text="arithmetic intensity at the outermost memory [MAC/B]", type="log", exponentformat="power", dtick="D2")
+    figure.update_yaxes(title_text="attainable rate [MAC/s]", type="log", exponentformat="power", dtick="D2")
     return figure

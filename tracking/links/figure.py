@@ -25,7 +25,7 @@ def seconds_figure(links: Mapping[str, Link], direction: Direction = "up", sizes
     try:
         import plotly.graph_objects as go
 
-        from tracking.figures import _layout, _text
+        from tracking.figures import layout, text
     except ImportError:
         raise UserError("seconds_figure: plotly is missing here. Install the extra: pip install 'efficient-workbench[lab]'.") from None
     check_direction(direction)
@@ -38,19 +38,19 @@ def seconds_figure(links: Mapping[str, Link], direction: Direction = "up", sizes
     figure, crossings = go.Figure(), []
     for name, link in links.items():
         style, at = styles[name], link.crossing_bytes(direction)
-        figure.add_trace(go.Scatter(x=x, y=[link.seconds(n, direction) for n in x], mode="lines", name=_text(name), legendgroup=name,
+        figure.add_trace(go.Scatter(x=x, y=[link.seconds(n, direction) for n in x], mode="lines", name=text(name), legendgroup=name,
                                     line={"color": style.colour, "dash": style.dash, "width": 2}, hovertemplate="%{x:.4~s}B: %{y:.4~g} s"))
         if x[0] <= at <= x[-1]:
             crossings.append(f"{name} {at:,.0f} B")
             figure.add_trace(go.Scatter(
-                x=[at], y=[link.seconds(int(at), direction)], mode="markers", name=_text(f"{name}: from latency- to bandwidth-bound"),
+                x=[at], y=[link.seconds(int(at), direction)], mode="markers", name=text(f"{name}: from latency- to bandwidth-bound"),
                 legendgroup=name, showlegend=False, hovertemplate="%{x:.4~s}B: %{y:.4~g} s, twice the latency",
                 marker={"color": style.colour, "symbol": f"{style.marker}-open", "size": 12, "line": {"width": 2}}))
         elif not math.isfinite(at) or at < x[0]:
             crossings.append(f"{name} nowhere" if at else f"{name} always bandwidth-bound")
     caption = (f"Modelled seconds of one message {direction} against its payload. Open marker: to its left latency takes the greater part "
                f"of the time, to its right bandwidth does ({'; '.join(crossings) or 'outside these sizes'}).")
-    figure.update_layout(_layout(title or f"seconds against bytes, {direction}", note, caption, len(links)))
+    figure.update_layout(layout(title or f"seconds against bytes, {direction}", note, caption, len(links)))
     figure.update_xaxes(title_text="payload [B]", type="log", exponentformat="SI", color=INK)
     figure.update_yaxes(title_text="time [s]", type="log", exponentformat="power", color=INK)
     return figure
