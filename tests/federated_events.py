@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from workbench.methods.federated._clock import Speeds, stream
+from workbench.federation.clock import Speeds, stream
 
 INF = math.inf
 

@@ -28,10 +28,10 @@ from workbench.deployment.client import client_main
 from workbench.deployment.record import table
 from workbench.deployment.settings import PROTOCOL, Settings, parse_address
 from workbench.deployment.wire import Lost, connect
+from workbench.federation.partition import partition
 from workbench.method import Context, derive_seed
 from workbench.methods.federated._federated import Work
 from workbench.methods.federated._local import LocalSGD, draws
-from workbench.methods.federated._partition import partition
 from workbench.methods.federated.favas import FAVAS
 from workbench.methods.federated.fedbuff import FedBuff
 from workbench.registry import load_task

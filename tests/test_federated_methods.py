@@ -8,10 +8,10 @@ import torch
 
 from tests.federated_helpers import ROUNDING, Clouds, Federation
 from tracking.errors import UserError
+from workbench.federation.clock import Speeds
+from workbench.federation.reweighting import aggregation_weights, client_moments, measured_moments
+from workbench.federation.trace import contacts
 from workbench.methods.federated._aggregator import Work
-from workbench.methods.federated._clock import Speeds
-from workbench.methods.federated._reweighting import aggregation_weights, client_moments, measured_moments
-from workbench.methods.federated._trace import contacts
 from workbench.methods.federated.asyncsgd import AsyncSGD, AsyncSGDTraining
 from workbench.methods.federated.favas import FAVAS, FAVASTraining
 from workbench.methods.federated.fedasync import FedAsync, FedAsyncTraining

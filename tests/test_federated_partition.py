@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from tracking.errors import UserError
 from tracking.figures import data_of
-from workbench.methods.federated._partition import Partition, dirichlet, iid, partition, shards
-from workbench.methods.federated._partition_draws import deal, even, take_turns
-from workbench.methods.federated._partition_figure import label_divergence, who_holds_what
-from workbench.methods.federated._partition_file import by_file
-from workbench.methods.federated._partition_shift import feature_shift, rotate
+from workbench.federation.partition import Partition, dirichlet, iid, partition, shards
+from workbench.federation.partition_draws import deal, even, take_turns
+from workbench.federation.partition_figure import label_divergence, who_holds_what
+from workbench.federation.partition_file import by_file
+from workbench.federation.partition_shift import feature_shift, rotate
 
 RULES = ("iid", "shards", "sorted_shards", "dirichlet", "dirichlet_equal", "fedfix")
 MNIST_LIKE = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 6000))

@@ -23,8 +23,8 @@ from tracking.codecs.qsgd import QSGD
 from tracking.codecs.uniform import Uniform
 from tracking.errors import UserError
 from workbench.control import Stopped
+from workbench.federation.reweighting import client_moments
 from workbench.method import derive_seed
-from workbench.methods.federated._reweighting import client_moments
 from workbench.methods.federated.asyncsgd import AsyncSGDTraining
 from workbench.methods.federated.favas import FAVASTraining
 from workbench.methods.federated.fedasync import FedAsyncTraining

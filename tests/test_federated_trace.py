@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests import federated_events as events
 from tracking.errors import UserError
-from workbench.methods.federated._availability import Availability, Presence
-from workbench.methods.federated._clock import Speeds, stream
-from workbench.methods.federated._trace import Trace, arrivals, buffered, contacts, rounds, windows
+from workbench.federation.availability import Availability, Presence
+from workbench.federation.clock import Speeds, stream
+from workbench.federation.trace import Trace, arrivals, buffered, contacts, rounds, windows
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # durations that add without rounding, so that events at one time (fixed and geometric steps make many) are ties in

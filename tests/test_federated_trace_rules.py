@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tracking.errors import UserError
-from workbench.methods.federated._availability import Availability
-from workbench.methods.federated._clock import Speeds
-from workbench.methods.federated._trace import Trace, arrivals, buffered, contacts, rounds, windows
+from workbench.federation.availability import Availability
+from workbench.federation.clock import Speeds
+from workbench.federation.trace import Trace, arrivals, buffered, contacts, rounds, windows
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -10,9 +10,9 @@ from tracking.codecs.registry import codec
 from tracking.errors import UserError
 from workbench import registry
 from workbench.deployment.settings import Settings
+from workbench.federation.partition import partition
 from workbench.method import Context, derive_seed
 from workbench.methods.federated._local import LocalSGD, draws
-from workbench.methods.federated._partition import partition
 from workbench.methods.supervised import count_batches, recalibrate_batchnorm, test
 from workbench.params import parse
 from workbench.task import SupervisedTask

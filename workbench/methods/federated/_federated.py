@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracking.errors import UserError
+from workbench.federation.clock import Speeds
+from workbench.federation.partition import Partition, partition
+from workbench.federation.trace import Trace
 from workbench.method import Context, Method, Progress, derive_seed
 from workbench.methods.federated._aggregator import Aggregator, Work
-from workbench.methods.federated._clock import Speeds
 from workbench.methods.federated._exchange import Groups, download, upload
 from workbench.methods.federated._local import LocalSGD, Samples, draws
 from workbench.methods.federated._params import FederatedParams, refusal
-from workbench.methods.federated._partition import Partition, partition
-from workbench.methods.federated._trace import Trace
 from workbench.methods.supervised import count_batches, recalibrate_batchnorm, test
 from workbench.task import SupervisedTask
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from workbench import data
-from workbench.methods.federated._clock import Speeds
+from workbench.federation.clock import Speeds
 from workbench.methods.federated._local import Backend
 from workbench.params import Field, Params
 from workbench.task import SupervisedTask

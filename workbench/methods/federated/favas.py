@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from workbench.federation.clock import Speeds
+from workbench.federation.reweighting import client_moments, measured_moments
+from workbench.federation.trace import Trace, contacts
 from workbench.methods.federated._aggregator import Work
-from workbench.methods.federated._clock import Speeds
 from workbench.methods.federated._federated import FederatedTraining
 from workbench.methods.federated._params import FederatedParams
-from workbench.methods.federated._reweighting import client_moments, measured_moments
-from workbench.methods.federated._trace import Trace, contacts
 from workbench.params import Field
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from workbench.federation.clock import Speeds
+from workbench.federation.trace import Trace, arrivals
 from workbench.methods.federated._aggregator import Stateless, Work
-from workbench.methods.federated._clock import Speeds
 from workbench.methods.federated._federated import FederatedTraining
 from workbench.methods.federated._params import FederatedParams
-from workbench.methods.federated._trace import Trace, arrivals
 from workbench.params import Field
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.federation.clock import Speeds
+from workbench.federation.reweighting import aggregation_weights, delivery_rates
+from workbench.federation.trace import Trace, arrivals, buffered, rounds, windows
 from workbench.methods.federated._aggregator import Stateless, Work
-from workbench.methods.federated._clock import Speeds
 from workbench.methods.federated._federated import FederatedTraining
 from workbench.methods.federated._params import FederatedParams
-from workbench.methods.federated._reweighting import aggregation_weights, delivery_rates
-from workbench.methods.federated._trace import Trace, arrivals, buffered, rounds, windows
 from workbench.params import Field
 
 

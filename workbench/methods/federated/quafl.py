@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from workbench.federation.clock import Speeds
+from workbench.federation.trace import Trace
 from workbench.method import Context
 from workbench.methods.federated._aggregator import Stateless, Work
-from workbench.methods.federated._clock import Speeds
 from workbench.methods.federated._exchange import download, download_on_lattice
 from workbench.methods.federated._federated import FederatedTraining
-from workbench.methods.federated._trace import Trace
 from workbench.methods.federated.favas import ContactParams, contact_trace
 from workbench.params import Field
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.method import Context
-from workbench.methods.lowbit._optim import LowBitOptimizer
 from workbench.methods.lowbit._levels import quantised_layers
+from workbench.methods.lowbit._optim import LowBitOptimizer
 from workbench.methods.lowbit._training import LowBitParams, LowBitTraining, quantised_plan
 from workbench.params import Field
 

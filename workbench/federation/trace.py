@@ -8,8 +8,8 @@ Absence of clients, the wait of FAVAS and QuAFL before the first contact, and ho
 exchange are parameters: the papers leave them open, or we could not read them there; the defaults are our choice.
 """
 
-from workbench.methods.federated._events import arrivals, buffered
-from workbench.methods.federated._periodic import contacts, rounds, windows
-from workbench.methods.federated._timeline import Trace
+from workbench.federation.events import arrivals, buffered
+from workbench.federation.periodic import contacts, rounds, windows
+from workbench.federation.timeline import Trace
 
 __all__ = ["Trace", "arrivals", "buffered", "contacts", "rounds", "windows"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from workbench.methods.federated._partition import Partition, checked_labels
+from workbench.federation.partition import Partition, checked_labels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

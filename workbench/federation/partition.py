@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tracking.errors import UserError, unknown
+from workbench.federation.partition_draws import cut_classes, deal, even, take_turns
 from workbench.method import derive_seed
-from workbench.methods.federated._partition_draws import cut_classes, deal, even, take_turns
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

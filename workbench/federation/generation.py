@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tracking.errors import UserError
-from workbench.methods.federated._availability import Availability, Presence
-from workbench.methods.federated._clock import TIE, Speeds, stream
-from workbench.methods.federated._timeline import Trace, assemble
+from workbench.federation.availability import Availability, Presence
+from workbench.federation.clock import TIE, Speeds, stream
+from workbench.federation.timeline import Trace, assemble
 
 
 class Run:

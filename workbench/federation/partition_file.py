@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tracking.errors import UserError
-from workbench.methods.federated._partition import Partition, from_owners
+from workbench.federation.partition import Partition, from_owners
 
 
 def by_file(path: str | PathLike[str], num_samples: int, *, repeats: bool = False) -> Partition:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracking.errors import UserError
+from workbench.federation.partition import Partition, iid
+from workbench.federation.partition_draws import deal
 from workbench.method import derive_seed
-from workbench.methods.federated._partition import Partition, iid
-from workbench.methods.federated._partition_draws import deal
 
 if TYPE_CHECKING:
     import torch

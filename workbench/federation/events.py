@@ -12,10 +12,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from tracking.errors import UserError, unknown
-from workbench.methods.federated._availability import Availability
-from workbench.methods.federated._clock import Speeds, stream
-from workbench.methods.federated._generation import Run
-from workbench.methods.federated._timeline import Trace
+from workbench.federation.availability import Availability
+from workbench.federation.clock import Speeds, stream
+from workbench.federation.generation import Run
+from workbench.federation.timeline import Trace
 
 Route = Literal["uniform", "same"]
 

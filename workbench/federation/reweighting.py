@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from tracking.errors import UserError, unknown
-from workbench.methods.federated._clock import TIE, Law, Speeds
-from workbench.methods.federated._timeline import Trace
+from workbench.federation.clock import TIE, Law, Speeds
+from workbench.federation.timeline import Trace
 
 Alpha = Literal["stochastic", "deterministic", "estimated"]
 Scheme = Literal["fedavg", "async", "fedfix", "fedbuff"]

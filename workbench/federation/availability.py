@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tracking.errors import UserError
-from workbench.methods.federated._clock import stream
+from workbench.federation.clock import stream
 
 
 @dataclass(frozen=True, eq=False)
