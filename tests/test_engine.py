@@ -213,7 +213,7 @@ def test_failed_run_says_why_in_one_line(toy):
 
 
 def test_out_of_memory_is_named(toy):
-    with pytest.raises(RunFailed, match="out of memory. Take a smaller"):
+    with pytest.raises(RunFailed, match=r"out of memory\. Take a smaller"):
         go(params={"oom_at": 2})
 
 
@@ -258,7 +258,8 @@ def test_stop_and_resume_from_python(toy):
 def test_stop_during_evaluation_repeats_it_on_resuming(toy):
     from workbench.control import Stopped
 
-    toy.write_text(toy.read_text().replace("        ctx.poll()\n", "        for _ in range(200):\n            ctx.poll()\n            time.sleep(self.params.sleep_s)\n"))
+    slow = "        for _ in range(200):\n            ctx.poll()\n            time.sleep(self.params.sleep_s)\n"
+    toy.write_text(toy.read_text().replace("        ctx.poll()\n", slow))
     handle = go(params={"steps": 4, "sleep_s": 0.01}, wait=False)
     while handle.status != "running":
         time.sleep(0.01)

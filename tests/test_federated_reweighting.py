@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracking.errors import UserError
+from workbench.federation import reweighting as rw
 from workbench.federation.clock import Speeds
 from workbench.federation.theory import units_of_time
 from workbench.federation.trace import Trace, arrivals, buffered, contacts, rounds, windows
-from workbench.federation import reweighting as rw
 
 # n = 100, s = 20, K = 20, D = 7; an independent calculation: E[E^K], P(E>0), E[(E^K)^2], E[1{E>0}/(E^K)]
 TABLE = [

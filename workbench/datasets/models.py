@@ -72,7 +72,7 @@ def mlp(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
 
 
 def perceptron(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
-    """One hidden layer of ``32 * width`` ReLU units, with biases and without norms: 784-32-10 in the federated literature (arXiv:2206.10032)."""
+    """One hidden layer of ``32 * width`` ReLU units, with biases, without norms: 784-32-10 in federated papers (arXiv:2206.10032)."""
     units = scaled(32, width)
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), units), nn.ReLU(), nn.Linear(units, num_classes))
 
@@ -167,6 +167,7 @@ def resnet20(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {
-    "mlp": (mlp, 1), "perceptron": (perceptron, 1), "cnn": (cnn, 4), "vgg_small": (vgg_small, 8), "resnet18": (resnet18, 8), "resnet20": (resnet20, 4),
+    "mlp": (mlp, 1), "perceptron": (perceptron, 1), "cnn": (cnn, 4), "vgg_small": (vgg_small, 8), "resnet18": (resnet18, 8),
+    "resnet20": (resnet20, 4),
 }
 """Each model and the smallest image side that it takes."""

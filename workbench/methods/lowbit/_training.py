@@ -32,9 +32,10 @@ def quantised_plan(name: str, model: nn.Module, quantised: Iterable[nn.Module], 
                    weight_ops: int = 0) -> PrecisionPlan:
     """Formats of a network some of whose layers are quantised, for the energy model; the others are in fp32.
 
-    ``weights``: their level set in the products; ``None``: products at real-valued weights. ``latent``: another fp32 value is remembered for
-    each weight, and the update works on that. ``activations``: what activation functions put out, so the first layer sees real-valued inputs unless ``inputs``. An index of a level has as many bits as
-    it takes to tell the levels apart; sums are integers where both factors are.
+    ``weights``: their level set in the products; ``None``: products at real-valued weights. ``latent``: another fp32 value is remembered
+    for each weight, and the update works on that. ``activations``: what activation functions put out, so the first layer sees real-valued
+    inputs unless ``inputs``. An index of a level has as many bits as it takes to tell the levels apart; sums are integers where both
+    factors are.
     """
     from tracking.energy_model import Precision, PrecisionPlan
 
@@ -69,7 +70,8 @@ class LowBitTraining(SupervisedTraining):
     def precision(self, model: nn.Module) -> PrecisionPlan:
         p = self.params
         return quantised_plan(self.id, model, quantised_layers(model, p.layers), weights=p.weights if self.at_levels else None,
-                              activations=p.activations, latent=self.keeps_latent, scaled=self.at_levels and p.scale == "sawb", weight_ops=self.weight_ops)
+                              activations=p.activations, latent=self.keeps_latent, scaled=self.at_levels and p.scale == "sawb",
+                              weight_ops=self.weight_ops)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         from workbench.methods.lowbit._activations import quantise_activations

@@ -167,8 +167,8 @@ class LUQTraining(SupervisedTraining):
     def precision(self, model: nn.Module) -> PrecisionPlan:
         p = self.params
         layers = [m.layer for m in quantised_modules(model)]
-        return quantised_plan(self.id, model, layers, weights=p.weights, latent=True, activations="4bit" if p.inputs else "fp32", inputs=p.inputs,
-                              signals="int4" if p.samples else "fp32", scaled=True)
+        return quantised_plan(self.id, model, layers, weights=p.weights, latent=True, activations="4bit" if p.inputs else "fp32",
+                              inputs=p.inputs, signals="int4" if p.samples else "fp32", scaled=True)
 
     def prepare(self, model: nn.Module, ctx: Context) -> nn.Module:
         p = self.params
