@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tracking import journal
 from tracking.errors import UserError
 from tracking.folder import RunFolder
 from tracking.metrics import METRICS
-from workbench import checkpoint
+from workbench import checkpoint, engine
 from workbench.runs import Run, RunFailed, run
 
 ROOT = Path(__file__).parent.parent
@@ -388,3 +390,22 @@ def test_run_json_tells_all(toy):
     assert info["params"] | {"steps": 2, "method": "toy", "task": "toy", "seed": 0} == info["params"]
     assert {"torch", "python", "cpu"} <= set(info["provenance"])
     assert info["key"] == r.key == r.folder.path.name
+
+
+def test_an_ended_run_frees_its_data_at_once(monkeypatch):
+    """A sweep of many runs holds the data of one: nothing waits for a garbage collection."""
+    kept = []
+    run_loop = engine.Loop.run
+
+    def remember(loop):
+        kept.extend(weakref.ref(o) for o in (loop, loop.job.task))
+        return run_loop(loop)
+
+    monkeypatch.setattr(engine.Loop, "run", remember)
+    gc.disable()
+    try:
+        run("full_precision", "digits/mlp", {"epochs": 1}, tracking="off", progress=False, threads=1)
+    finally:
+        gc.enable()
+    assert len(kept) == 2
+    assert [ref() for ref in kept] == [None, None]

@@ -40,6 +40,10 @@ class Diverged(Exception):
     """A metric of the training became nan or infinite."""
 
 
+def _nothing() -> None:
+    """What a context polls when its run is over."""
+
+
 @dataclass
 class Report:
     """What an observer gets after each step: the metrics just written and a look at the live objects."""
@@ -102,6 +106,8 @@ class Loop:
             ending = ("failed", self._explain(error))
         finally:
             torch.set_num_threads(threads)
+            if hasattr(self, "ctx"):  # or the two would keep each other, and the data with them, until a garbage collection
+                self.ctx.poll = _nothing
         try:
             self.folder.write_status(*ending)
         except OSError as error:
