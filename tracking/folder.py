@@ -60,6 +60,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
+        self._control_file = str(self.control_path)  # looked at before every step
         self._control_seen: tuple[int, ...] | None = None
         self._control_word = "run"
 
@@ -146,7 +147,7 @@ class RunFolder:
         passed over, because a slip of somebody else's pen must not end a run.
         """
         try:
-            stat = os.stat(self.control_path)
+            stat = os.stat(self._control_file)
         except FileNotFoundError:
             self._control_seen, self._control_word = None, "run"
             return "run"
