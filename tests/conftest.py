@@ -155,3 +155,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """A SQLite store with its tables; making them takes over a second."""
+    from tracking.store import Store
+
+    home = tmp_path_factory.mktemp("template")
+    Store(f"sqlite:///{home / 'mlflow.db'}")
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def uri(template, tmp_path) -> str:
+    """Address of a fresh SQLite store of the test's own."""
+    from tests.tracking_helpers import new_store
+
+    return new_store(template, tmp_path / "home")

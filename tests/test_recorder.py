@@ -37,18 +37,6 @@ from tracking.sync import ABANDONED, sync
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("template")
-    Store(f"sqlite:///{home / 'mlflow.db'}")
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def uri(template, tmp_path) -> str:
-    return new_store(template, tmp_path / "home")
-
-
 @pytest.fixture
 def quick_poll(monkeypatch) -> None:
     monkeypatch.setattr("tracking.recorder.CONTROL_POLL_S", 0.05)

@@ -56,18 +56,6 @@ def server(tmp_path_factory):
             stop(starting.result()[0])
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("template")
-    Store(f"sqlite:///{home / 'mlflow.db'}")
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def uri(template, tmp_path) -> str:
-    return new_store(template, tmp_path / "home")
-
-
 def assert_synced(uri: str, folder: RunFolder) -> None:
     """A sync completes the one run; a second one adds nothing."""
     for _ in range(2):

@@ -14,25 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking_helpers import expected, make_run, new_store, report, run_ids, stored, wait_for
+from tests.tracking_helpers import expected, make_run, report, run_ids, stored, wait_for
 from tracking import service
 from tracking.folder import RunFolder
 from tracking.service import RemoteRecorder
 from tracking.store import Store
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("template")
-    Store(f"sqlite:///{home / 'mlflow.db'}")
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def uri(template, tmp_path) -> str:
-    return new_store(template, tmp_path / "home")
 
 
 def everything(uri: str) -> dict[str, int]:
