@@ -300,7 +300,8 @@ def test_bounds_themselves_are_taken():
         ("fedfix", {"partition": "fedfix", "concentration": 0.0}),
         ("fedfix", {"clients": 5}),
     ):
-        resolve(method, "digits/perceptron", params)
+        taken = resolve(method, "digits/perceptron", params).spec.params
+        assert {name: taken[name] for name in params} == params
 
 
 def test_data_that_do_not_go_round_are_refused(tmp_path):

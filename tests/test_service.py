@@ -83,7 +83,8 @@ def test_control_word(uri, tmp_path):
     wait_for(lambda: heard == ["pause"])
     wait_for(lambda: client.get_run(run_id).data.tags["workbench.control"] == "pause (seen)")
     folder.write_status("finished")
-    recorder.close(60)
+    assert recorder.close(60) == 0
+    assert heard == ["pause"]  # obeyed once
 
 
 def test_killed_service_loses_nothing(uri, tmp_path):
