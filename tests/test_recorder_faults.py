@@ -183,8 +183,8 @@ def test_server_that_was_never_there(uri, tmp_path, caplog):
     assert_synced(uri, folder)
 
 
-def test_server_that_never_answers(uri, tmp_path):
-    """It accepts the connection and is silent: close() returns while the request still hangs."""
+def test_server_that_never_answers(uri, tmp_path, caplog):
+    """It accepts the connection and is silent: close() returns while the request still hangs, and its word is the last one."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         folder = make_run(tmp_path / "run")
         recorder = Recorder(folder, f"http://127.0.0.1:{silent.getsockname()[1]}", interval_s=0.02).start()
@@ -196,6 +196,9 @@ def test_server_that_never_answers(uri, tmp_path):
         assert "did not take everything within 0.5 s" in recorder.error
         connection.close()
     recorder._thread.join()  # the address refuses connections now, so the attempt ends
+    assert "did not take everything within 0.5 s" in recorder.error
+    (warning,) = [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("tracking")]
+    assert "workbench sync" in warning.getMessage()
     assert_synced(uri, folder)
 
 

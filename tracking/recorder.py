@@ -43,6 +43,7 @@ class Recorder:
         self._shipper: Shipper | None = None
         self._thread = threading.Thread(target=self._work, name=f"recorder {folder.path.name}", daemon=True)
         self._closing, self._abandoned = threading.Event(), threading.Event()
+        self._saying = threading.Lock()
         self._warned = self._done = False
         self._polled = -CONTROL_POLL_S
         self._unanswered: str | None = None
@@ -65,12 +66,13 @@ class Recorder:
         """Ship the rest, the artifacts and the final status; return the number of points the store does not have.
 
         Write the final status first. Never raises, and returns after ``timeout_s`` seconds whatever the store does; an
-        attempt that hangs then is left behind and sends nothing more.
+        attempt that hangs then is left behind and sends and says nothing more.
         """
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
-        self._abandoned.set()
+        with self._saying:
+            self._abandoned.set()
         if self._done:
             return 0
         try:
@@ -98,7 +100,10 @@ class Recorder:
                         self._done = True
                         return
                 except Exception as problem:
-                    self._trouble(problem)
+                    with self._saying:
+                        if self._abandoned.is_set():  # close() has said how it ended
+                            return
+                        self._trouble(problem)
                     backoff = min(MAX_BACKOFF_S, max(0.25, 2 * backoff))
                     # while closing, close() is waiting: try again soon, it sets the limit itself
                     (self._abandoned if closing else self._closing).wait(min(backoff, 1.0) if closing else backoff)
