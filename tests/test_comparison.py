@@ -312,6 +312,8 @@ def test_modelled_joules_are_worked_out_anew_from_the_traces(modelled, hardware,
     assert list(drawn.x) == pytest.approx([100 * joules("fp32", *names), 200 * joules("fp32", *names)])
     assert comparison.curves(JOULES, "train/epoch").layout.yaxis.title.text == label
     assert comparison.only("digits/mlp").pareto(JOULES).layout.xaxis.title.text == label
+    assert [c for c in comparison.shown() if JOULES in c] == [f"{JOULES}, {', '.join(names)}"]
+    assert f"{JOULES} to eval/accuracy 0.5, {', '.join(names)}" in comparison.shown(0.5)
     for shown in (repr(comparison), comparison._repr_html_()):
         assert ", ".join(names) in shown
 

@@ -44,10 +44,10 @@ def task_rows() -> list[dict[str, Any]]:
 
 
 def describe(id: str) -> pandas.DataFrame:
-    """The parameters of a method or a task: default, what is allowed, description."""
-    import pandas
+    """The parameters of a method or a task: default, what is allowed, description. A notebook shows the texts uncut."""
+    from tracking.frame import ReadableFrame
 
-    return pandas.DataFrame(parameter_rows(id)).set_index("name")
+    return ReadableFrame(parameter_rows(id)).set_index("name")
 
 
 def parameter_rows(id: str) -> list[dict[str, Any]]:

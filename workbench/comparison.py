@@ -153,13 +153,14 @@ class Comparison:
         return table
 
     def shown(self, target: float | None = None) -> pandas.DataFrame:
-        """:meth:`table` for reading: ``mean ± half-width`` in one column, empty columns left out."""
+        """:meth:`table` for reading: ``mean ± half-width`` in one column, empty columns left out, modelled joules with what they are for."""
         table = self.table(target)
         for name in [c for c in table if f"{c} ±" in table]:
             pairs = list(zip(table[name], table.pop(f"{name} ±"), strict=True))
             if not all(math.isnan(mean) for mean, _ in pairs):
                 table[name] = [cell_text(mean) + (f" ± {_half(half)}" if math.isfinite(half) else "") for mean, half in pairs]
-        return table.drop(columns=["task"] if len(self.tasks) == 1 else []).dropna(axis=1, how="all")
+        table = table.drop(columns=["task"] if len(self.tasks) == 1 else []).dropna(axis=1, how="all")
+        return table.rename(columns={c: f"{c}, {_modelled_for(self.groups)}" for c in table if METRIC in c})
 
     def notes(self) -> list[str]:
         """What a reader of the figures must know: who is missing and why, sample sizes, hardware, what energy is modelled for."""
@@ -268,11 +269,14 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
 
 def _named(figure: Figure, x: str, y: str, groups: Iterable[Group]) -> Figure:
     """Modelled joules on an axis with what they are modelled for: without it they mean nothing."""
-    names = "; ".join(dict.fromkeys(str(c) for g in groups for c in g.modelled_for))
     for name, axis in ((x, figure.layout.xaxis), (y, figure.layout.yaxis)):
         if name == METRIC:
-            axis.title.text += f", {html.escape(names, quote=False)}"
+            axis.title.text += f", {html.escape(_modelled_for(groups), quote=False)}"
     return figure
+
+
+def _modelled_for(groups: Iterable[Group]) -> str:
+    return "; ".join(dict.fromkeys(str(c) for g in groups for c in g.modelled_for))
 
 
 def _half(width: float) -> str:
