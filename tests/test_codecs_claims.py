@@ -107,7 +107,7 @@ def test_constants_and_the_edges_of_float32(name, value):
         assert torch.allclose(got, x, rtol=2.0**-8 if name == "bf16" else 3e-7, atol=0)
 
 
-@pytest.mark.parametrize("name", LOSSY.keys() - {"fp16", "bf16"})
+@pytest.mark.parametrize("name", sorted(LOSSY.keys() - {"fp16", "bf16"}))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused(name, bad):
     x = torch.ones(4, 5)
