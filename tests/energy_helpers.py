@@ -1,4 +1,5 @@
-"""Plain hardware for the energy model's tests, and its search written a second time: every tile, every loop order, no algebra."""
+"""Plain hardware for the energy model's tests, and its search written a second time: every tile, every loop order, no algebra. And
+power traces for the meter's."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import cache
 
+from tracking.energy import Trace
 from tracking.energy_model.hardware import Constant, Hardware, Level, hardware
 from tracking.energy_model.product import Product, bits
 from tracking.energy_model.search import tile_sizes
@@ -126,3 +128,13 @@ def _fresh(m: bool, n: bool, k: bool) -> list[tuple[bool, bool, bool]]:
     orders = [{d: order.index(d) for d in "mnk"} for order in itertools.permutations("mnk")]  # the innermost loop has place 2
     return [tuple(any(place[d] > place[loop] for d in own if several[d]) for loop, own in (("n", "mk"), ("m", "kn"), ("k", "mn")))
             for place in orders]
+
+
+def steady(watts: float = 100.0, seconds: float = 10_000.0, **facts) -> Trace:
+    """A device that draws the same power all the time."""
+    return Trace([(0.0, watts), (seconds, watts)], **facts)
+
+
+def nvml_like(watts: float = 100.0, **facts) -> Trace:
+    """The same behind a counter that moves ten times a second."""
+    return steady(watts, period_s=0.1, **facts)
