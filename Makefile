@@ -6,6 +6,8 @@ INSTALLED = $(VENV)/.installed
 # a GPU node: any Python that has torch, numpy, pandas, pydantic and filelock
 NODE_PYTHON ?= $(PYTHON)
 NODE_BUDGET_S ?= 1200
+# processes that share the tests, a file at a time
+TEST_PROCESSES ?= 2
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .PHONY: help install demo test slow lab ui studies bench gpu clean
@@ -26,7 +28,7 @@ demo: $(INSTALLED)  ## the tour: six quantised-training methods, compared, claim
 	@$(BIN)/workbench study tour
 
 test: $(INSTALLED)  ## the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 slow: $(INSTALLED)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m 'slow and not gpu'

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from workbench.explorer.panel import Explorer
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# What a test finds depends on the code alone, not on the machine's speed or on luck; new examples: HYPOTHESIS_PROFILE=explore
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 WAIT_S = 60  # a hung run fails the test; no test depends on how long it takes
 
