@@ -35,7 +35,8 @@ SAWB: dict[str, tuple[float, float]] = {
 
 def sign(x: Tensor) -> Tensor:
     """Sign with ``sign(0) = +1``, so that a binary weight is never zero."""
-    return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    # a comparison written straight into floats is many times as fast as where() on a boolean mask
+    return torch.ge(x.detach(), 0, out=torch.empty_like(x, requires_grad=False)).mul_(2).sub_(1)
 
 
 def sawb_scale(w: Tensor, weights: Weights) -> Tensor:
