@@ -104,10 +104,10 @@ def test_booleans_are_booleans(owner, name):
 )
 def test_options_are_closed(owner, name):
     options = choices(MODELS[owner].model_fields[name])
-    for wrong in (None, 0, "nothing like it"):
+    for wrong in {None, 0, "nothing like it"} - set(options):
         text = refused(owner, name, wrong)
         assert all(repr(o) in text for o in options)
-    longest = max((o for o in options if isinstance(o, str)), key=len)
+    longest = max((o for o in options if isinstance(o, str)), key=len, default="")  # numbers have no slip of the finger
     if len(longest) >= 4:  # a slip of the finger
         assert f"Did you mean {longest!r}?" in refused(owner, name, longest[:-1])
 

@@ -209,7 +209,8 @@ def test_models_do_not_depend_on_global_generators(id):
     x, y = task.batch(torch.arange(10))
     out = first(x)
     assert task.loss(out, y).isfinite()
-    assert task.correct(out, y).shape == (10,)
+    if cls.kind.endswith("classification"):
+        assert task.correct(out, y).shape == (10,)
 
 
 def test_the_catalogue_reads_every_task():

@@ -1,15 +1,14 @@
 """Named data sets as arrays: what exists, where it is looked for, and what to do when it is not there.
 
 Sources, in this order: ``<file>.parquet`` or ``<name>.npz`` in the folder ``$WORKBENCH_DATA``, the same in the user's cache
-folder (``$WORKBENCH_CACHE``, default ``~/.cache/workbench``), a download through Hugging Face ``datasets``. Digits come from
-scikit-learn, and from ``digits.npz`` where that is not installed. Decoding coded images takes seconds, so decoded arrays
-are kept in the cache folder; a compute node that can decode nothing reads the ``<name>.npz`` which :func:`fetch` writes.
+folder (``$WORKBENCH_CACHE``, default ``~/.cache/workbench``), a download through Hugging Face ``datasets``. Digits and sample
+photographs come from scikit-learn, and from their ``<name>.npz`` where that is not installed. Decoding coded images takes seconds, so
+decoded arrays are kept in the cache folder; a compute node that can decode nothing reads the ``<name>.npz`` which :func:`fetch` writes.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +16,47 @@ import numpy as np
 
 from tracking.errors import UserError, unknown
 from workbench.data_files import Damaged, Decoded, write_npz
+from workbench.data_kinds import Dataset, Declaration, Photographs, Segmented
 from workbench.data_sources import cache_folder, read_any, sources_of, state_of
+from workbench.data_texts import Texts
 
+BERKELEY = "non-commercial research and education (Berkeley)"
+UNSTATED = "research use, licence unstated"
+CAMVID_CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian", "bicyclist")
 
-@dataclass(frozen=True)
-class Dataset:
-    """Declaration of an image data set."""
-
-    name: str
-    title: str
-    file: str
-    """Name of the Parquet file, without suffix."""
-    shape: tuple[int, int, int]
-    """(channels, height, width)."""
-    num_classes: int
-    train: int
-    test: int
-    licence: str
-    hub: str = ""
-    """Hugging Face id, empty when there is none."""
-    hub_image: str = "image"
-    stand_in: str = "digits/mlp"
-    """Embedded task that needs neither a file nor a network."""
-    embedded: bool = False
-    note: str = ""
-    """What a reader of a figure should know of the data."""
-    note_coding: str = ""
-    """Coding of the images that the note speaks of; empty: it always holds."""
-
-
-DATASETS: dict[str, Dataset] = {d.name: d for d in (
+DATASETS: dict[str, Declaration] = {d.name: d for d in (
     Dataset("digits", "Optical recognition of handwritten digits, 8x8", "digits", (1, 8, 8), 10, 1437, 360,
-            "CC BY 4.0 (UCI)", embedded=True,
+            licence="CC BY 4.0 (UCI)", embedded=True,
             note="The 1,797 images of scikit-learn in their order: the first 1,437 train, the last 360 test. Grey levels 0 to 16."),
-    Dataset("mnist", "MNIST, 28x28 grey", "mnist", (1, 28, 28), 10, 60_000, 10_000, "licence unstated", "ylecun/mnist"),
-    Dataset("fashion_mnist", "Fashion-MNIST, 28x28 grey", "fashion_mnist", (1, 28, 28), 10, 60_000, 10_000, "MIT",
-            "zalando-datasets/fashion_mnist"),
+    Dataset("mnist", "MNIST, 28x28 grey", "mnist", (1, 28, 28), 10, 60_000, 10_000, licence="licence unstated", hub="ylecun/mnist"),
+    Dataset("fashion_mnist", "Fashion-MNIST, 28x28 grey", "fashion_mnist", (1, 28, 28), 10, 60_000, 10_000, licence="MIT",
+            hub="zalando-datasets/fashion_mnist"),
     Dataset("cifar10", "CIFAR-10, 32x32 colour", "cifar10_jpeg", (3, 32, 32), 10, 50_000, 10_000,
-            "research use, licence unstated", "uoft-cs/cifar10", hub_image="img", stand_in="digits/cnn", note_coding="JPEG",
+            licence=UNSTATED, hub="uoft-cs/cifar10", hub_image="img", stand_in="digits/cnn", note_coding="JPEG",
             note="Lossy copy: images coded as JPEG (quality 75, 4:2:0 chroma), mean PSNR 30.5 dB and lowest 23.1 dB against "
                  "4,000 lossless originals. Accuracies are not exactly comparable with published ones."),
+    Photographs("sample_photos", "China and flower, two photographs of scikit-learn", "sample_photos", 2, 2, licence="CC BY (scikit-learn)",
+                embedded=True, stand_in="sample_photos/edsr_small",
+                note="At half size. The left two thirds of each photograph train, the right third tests."),
+    Photographs("bsd200", "Berkeley segmentation data, 200 training photographs", "bsd200_train", 200, 0, licence=BERKELEY,
+                stand_in="sample_photos/edsr_small", note="Photographs stored as JPEG, 481x321 or 321x481: the published ones."),
+    Photographs("bsd100", "Berkeley segmentation data, 100 test photographs", "bsd100", 0, 100, licence=BERKELEY,
+                stand_in="sample_photos/edsr_small", note="Photographs stored as JPEG, 481x321 or 321x481: the published ones."),
+    Photographs("set5", "Set5 of super-resolution", "set5", 0, 5, licence=UNSTATED, stand_in="sample_photos/edsr_small"),
+    Photographs("set14", "Set14 of super-resolution", "set14", 0, 14, licence=UNSTATED, stand_in="sample_photos/edsr_small",
+                note="The version for scale 2: odd sides are cropped by one pixel."),
+    Segmented("camvid", "CamVid, 11 classes, 240x180", "camvid_240x180", (3, 180, 240), CAMVID_CLASSES, 11, 367, 101, 233,
+              licence="CC BY-NC 4.0", stand_in="shapes/deeplab_small",
+              note="Downsampled from 480x360, images by Lanczos and JPEG (quality 95), annotations by every second pixel. "
+                   "Figures are not comparable with those at 480x360."),
+    *(Texts(name, title, f"glue_{name}", texts, classes, train, test, licence=UNSTATED, hub="nyu-mll/glue", hub_config=name,
+            stand_in="python_topics/bert_tiny", **more) for name, title, texts, classes, train, test, more in (
+        ("sst2", "GLUE SST-2, sentiment of a sentence", ("sentence",), ("negative", "positive"), 67_349, 872, {}),
+        ("cola", "GLUE CoLA, acceptability of a sentence", ("sentence",), ("unacceptable", "acceptable"), 8_551, 1_043, {}),
+        ("rte", "GLUE RTE, entailment", ("sentence1", "sentence2"), ("entailment", "not_entailment"), 2_490, 277, {}),
+        ("mrpc", "MRPC, paraphrases", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), 4_076, 1_725,
+         {"test_split": "test", "hub_train": "train+validation",
+          "note": "The original split, 4,076 and 1,725 pairs; GLUE takes 408 of the former for validation."}))),
 )}
 
 _memory: dict[str, tuple[Any, Decoded]] = {}
@@ -64,7 +64,8 @@ _lock = threading.Lock()
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-    """Arrays ``train_x, test_x`` (uint8, ``(n, c, h, w)``) and ``train_y, test_y`` (int64, ``(n,)``) of a data set.
+    """The arrays of a data set: those of labelled images are ``train_x, test_x`` (uint8, ``(n, c, h, w)``) and ``train_y, test_y`` (int64,
+    ``(n,)``), those of other kinds as :mod:`workbench.data_kinds` and :mod:`workbench.data_texts` declare.
 
     The arrays are kept in memory and shared between callers: do not write into them. Raises
     :class:`tracking.errors.UserError` when the set is unknown, missing or damaged.
@@ -94,7 +95,7 @@ def _states(sources: list[Any]) -> list[Any]:
     return [state_of(where) for _, where in sources]
 
 
-def declaration(name: str) -> Dataset:
+def declaration(name: str) -> Declaration:
     """The declaration of a data set; an unknown name raises with the nearest known one."""
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
@@ -116,6 +117,16 @@ def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:
     rank = np.empty(len(labels), dtype=np.int64)  # how many samples of its class stand before it
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(np.argsort(rank, kind="stable")[:size])
+
+
+def spread(count: int, size: int) -> np.ndarray:
+    """Indices of ``size`` of ``count`` samples, spread evenly over their order, the first among them; 0 = all.
+
+    Raises :class:`tracking.errors.UserError` when fewer samples exist.
+    """
+    if size > count:
+        raise UserError(f"{size} samples asked for, {count} exist. Ask for fewer, or for 0, which means all.")
+    return np.arange(size or count) * count // (size or count)
 
 
 # --- for the command line -----------------------------------------------------------------------------------

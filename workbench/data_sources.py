@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracking.errors import UserError
-from workbench.data_files import Damaged, Decoded, decode_images, read_npz, read_parquet, write_npz
+from workbench.data_files import Damaged, Decoded, read_npz, read_parquet, write_npz
+from workbench.data_kinds import Arrays, photographs
 
 if TYPE_CHECKING:
-    from workbench.data import Dataset
+    from workbench.data_kinds import Dataset, Declaration, Photographs
 
 Source = tuple[Callable[[], Decoded], Path | str]
 """How to read it, and the file or the package it is in."""
@@ -34,11 +35,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("WORKBENCH_CACHE") or "~/.cache/workbench").expanduser()
 
 
-def sources_of(d: Dataset) -> list[Source]:
+def sources_of(d: Declaration) -> list[Source]:
     """Sources at hand, best first; nothing is read yet."""
     found: list[Source] = []
     if d.embedded and util.find_spec("sklearn"):
-        found.append((lambda: _read_digits(d), f"scikit-learn {metadata.version('scikit-learn')}"))
+        found.append((lambda: _read_package(d), f"scikit-learn {metadata.version('scikit-learn')}"))
     for folder in filter(None, (data_folder(), cache_folder())):
         parquet, npz = folder / f"{d.file}.parquet", folder / f"{d.name}.npz"
         if parquet.is_file():
@@ -48,7 +49,7 @@ def sources_of(d: Dataset) -> list[Source]:
     return found
 
 
-def read_any(d: Dataset, sources: list[Source]) -> Decoded:
+def read_any(d: Declaration, sources: list[Source]) -> Decoded:
     """From the first source that this machine can read; a damaged one is refused, never passed over."""
     reasons: list[str] = []
     for read, where in sources:
@@ -59,8 +60,8 @@ def read_any(d: Dataset, sources: list[Source]) -> Decoded:
                            f"`workbench data fetch {d.name} --to FOLDER` writes a {d.name}.npz that needs nothing.")
         except Damaged as error:
             if not isinstance(where, Path) or where.parent != cache_folder() or where.suffix != ".npz":
-                raise UserError(f"{error} Replace it by an intact copy, or remove it and run `workbench data fetch {d.name}` "
-                                "on a machine with a network.") from None
+                instead = f", or remove it and run {_fetching(d)}" if d.hub or d.embedded else ""
+                raise UserError(f"{error} Replace it by an intact copy{instead}.") from None
             _discard(where, error)
     if d.hub:
         try:
@@ -74,43 +75,61 @@ def read_any(d: Dataset, sources: list[Source]) -> Decoded:
     raise UserError(_missing(d, reasons))
 
 
-def _missing(d: Dataset, reasons: list[str]) -> str:
+def _missing(d: Declaration, reasons: list[str]) -> str:
     folder = data_folder()
     looked = f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" if folder else "the folder WORKBENCH_DATA names (not set)"
     return "\n".join([
         f"Data set {d.name!r} is not at hand. Looked for {d.file}.parquet and {d.name}.npz in {looked} and in {cache_folder()}.",
         *reasons,
-        f"Put one of the two files into a folder and set WORKBENCH_DATA to it, or run `workbench data fetch {d.name}` "
-        "on a machine with a network.", f"The task {d.stand_in!r} needs no data." if not d.embedded else
+        "Put one of the two files into a folder and set WORKBENCH_DATA to it"
+        f"{f', or run {_fetching(d)}' if d.hub or d.embedded else ''}.", f"The task {d.stand_in!r} needs no data." if not d.embedded else
         "Or install scikit-learn, which holds it."])
 
 
-def _download(d: Dataset) -> Decoded:
+def _fetching(d: Declaration) -> str:
+    return f"`workbench data fetch {d.name}` on a machine with {'a network' if d.hub else 'scikit-learn'}"
+
+
+def _download(d: Declaration) -> Decoded:
     import datasets  # optional
 
-    arrays: dict[str, np.ndarray] = {}
-    coding = set()
-    for split in ("train", "test"):
-        rows = datasets.load_dataset(d.hub, split=split).cast_column(d.hub_image, datasets.Image(decode=False))
-        images, kind = decode_images((r["bytes"] for r in rows[d.hub_image]), len(rows), d.shape)
-        arrays |= {f"{split}_x": images, f"{split}_y": np.array(list(rows["label"]), dtype=np.int64)}
-        coding.add(kind)
-    return Decoded.checked(d, arrays, f"Hugging Face {d.hub}, datasets {datasets.__version__}", "+".join(sorted(coding)))
+    arrays, coding = d.download(datasets)
+    return Decoded.checked(d, arrays, f"Hugging Face {d.hub}, datasets {datasets.__version__}", coding)
 
 
-def _read_digits(d: Dataset) -> Decoded:
+# --- what comes with scikit-learn ---------------------------------------------------------------------------
+
+
+def _read_package(d: Declaration) -> Decoded:
+    return Decoded.checked(d, PACKAGED[d.name](d), f"scikit-learn {metadata.version('scikit-learn')}", "")
+
+
+def _digits(d: Dataset) -> Arrays:
     from sklearn.datasets import load_digits
 
     table = load_digits()
     images, labels = table.images[:, None].astype(np.uint8), table.target.astype(np.int64)
-    arrays = {"train_x": images[:d.train], "train_y": labels[:d.train], "test_x": images[d.train:], "test_y": labels[d.train:]}
-    return Decoded.checked(d, arrays, f"scikit-learn {metadata.version('scikit-learn')}", "")
+    return {"train_x": images[:d.train], "train_y": labels[:d.train], "test_x": images[d.train:], "test_y": labels[d.train:]}
+
+
+def _sample_photos(d: Photographs) -> Arrays:
+    """The two photographs at half their size; the left two thirds of each train, the right third tests."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    halves = [Image.fromarray(photo).reduce(2) for photo in load_sample_images().images]  # averages: coding errors shrink with the size
+    pixels = [np.asarray(image).transpose(2, 0, 1) for image in halves]
+    cut = 2 * pixels[0].shape[2] // 3
+    return photographs("train", [p[:, :, :cut] for p in pixels]) | photographs("test", [p[:, :, cut:] for p in pixels])
+
+
+PACKAGED: dict[str, Callable[[Any], Arrays]] = {"digits": _digits, "sample_photos": _sample_photos}
 
 
 # --- the cache of decoded arrays ----------------------------------------------------------------------------
 
 
-def _cached(d: Dataset, where: Path | str, read: Callable[[], Decoded]) -> Decoded:
+def _cached(d: Declaration, where: Path | str, read: Callable[[], Decoded]) -> Decoded:
     """``read()``, through a decoded copy that belongs to this very state of the source."""
     if isinstance(where, Path) and where.suffix == ".npz":
         return read()

@@ -112,5 +112,6 @@ def _explain(model: type[Params], owner: str, error: Mapping[str, Any]) -> str:
         return f"{owner}: {error['msg'].removeprefix('Value error, ')}."
     where = ".".join(str(p) for p in error["loc"])
     given = error["input"]
-    near = did_you_mean(given, options) if (options := choices(model.model_fields[name])) and isinstance(given, str) else ""
+    words = [option for option in choices(model.model_fields[name]) or () if isinstance(option, str)]
+    near = did_you_mean(given, words) if isinstance(given, str) else ""
     return f"{owner}: {where} = {given!r} is refused ({error['msg'].lower()}). Allowed: {allowed(model.model_fields[name])}.{near}"

@@ -13,7 +13,10 @@ class Cifar10(ImageTask):
     """
 
     dataset = "cifar10"
-    models = ("mlp", "perceptron", "cnn", "vgg_small", "resnet18", "resnet20")
+    models = (
+        "mlp", "perceptron", "cnn", "vgg_small", "vgg_small_1fc", "resnet18", "resnet20",
+        "dgl_cnn4", "dgl_cnn6", "dgl_cnn6_buffer", "dni_cnn",
+    )
     title = "CIFAR-10"
     kind = "classification"
     embedded = False

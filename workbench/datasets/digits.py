@@ -12,7 +12,7 @@ class Digits(ImageTask):
     """
 
     dataset = "digits"
-    models = ("mlp", "perceptron", "cnn")
+    models = ("mlp", "perceptron", "cnn", "dgl_cnn4")
     title = "Digits 8x8 (scikit-learn)"
     kind = "classification"
     embedded = True

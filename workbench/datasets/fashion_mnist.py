@@ -9,7 +9,7 @@ class FashionMnist(ImageTask):
     """60,000 training and 10,000 test images of clothing. Augmented by random crops; not by flips, since shoes all point left."""
 
     dataset = "fashion_mnist"
-    models = ("mlp", "perceptron", "cnn", "vgg_small", "resnet18", "resnet20")
+    models = ("mlp", "perceptron", "cnn", "vgg_small", "vgg_small_1fc", "resnet18", "resnet20", "dgl_cnn4")
     title = "Fashion-MNIST"
     kind = "classification"
     embedded = False

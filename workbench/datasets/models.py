@@ -97,6 +97,21 @@ def vgg_small(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
     before batch norm, as in the former: with ReLU the order matters to batch statistics alone, but
     a maximum over signs would nearly always be +1.
     """
+    features, size = _vgg_features(shape, width)
+    units = scaled(1024, width)
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(size, units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
+                         nn.Linear(units, units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
+                         nn.Linear(units, num_classes, bias=False), nn.BatchNorm1d(num_classes, affine=False))
+
+
+def vgg_small_1fc(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """:func:`vgg_small` with one linear layer at its end, the other variant of binary-network papers (arXiv:2405.16339, Table 9)."""
+    features, size = _vgg_features(shape, width)
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(size, num_classes, bias=False), nn.BatchNorm1d(num_classes, affine=False))
+
+
+def _vgg_features(shape: Shape, width: float) -> tuple[list[nn.Module], int]:
+    """The convolutions of VGG-Small, and how many values leave them."""
     layers: list[nn.Module] = []
     (c, h, w) = shape
     for channels in (128, 256, 512):
@@ -105,11 +120,7 @@ def vgg_small(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
             layers.append(nn.Conv2d(c, out, 3, padding=1, bias=False))
             layers += [nn.MaxPool2d(2)] * pool + [nn.BatchNorm2d(out, affine=False), nn.ReLU()]
             c = out
-    units = scaled(1024, width)
-    layers += [nn.Flatten(), nn.Linear(c * (h // 8) * (w // 8), units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
-               nn.Linear(units, units, bias=False), nn.BatchNorm1d(units, affine=False), nn.ReLU(),
-               nn.Linear(units, num_classes, bias=False), nn.BatchNorm1d(num_classes, affine=False)]
-    return nn.Sequential(*layers)
+    return layers, c * (h // 8) * (w // 8)
 
 
 class BasicBlock(nn.Module):
@@ -166,8 +177,56 @@ def resnet20(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
     return _resnet(shape, num_classes, width, (16, 32, 64), blocks=3, project=False)
 
 
+def pooled_mlp(channels: int, outputs: int, depth: int, grid: int = 2) -> list[nn.Module]:
+    """Average pooling to ``grid`` x ``grid``, ``depth`` hidden layers as wide as what is left, batch norm and ReLU after each."""
+    units = channels * grid**2
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(grid), nn.Flatten()]
+    for _ in range(depth):
+        layers += [nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU()]
+    return [*layers, nn.Linear(units, outputs)]
+
+
+def _modular(shape: Shape, num_classes: int, width: float, plan: tuple[tuple[int, bool], ...], bias: bool, depth: int) -> nn.Module:
+    """3x3 convolutions, a module each, 2x2 max-pooling before some; the last module ends with :func:`pooled_mlp`."""
+    channels, modules = shape[0], []
+    for count, pool in plan:
+        out = scaled(count, width)
+        conv = nn.Conv2d(channels, out, 3, padding=1, bias=bias)
+        modules.append([*[nn.MaxPool2d(2)] * pool, conv, nn.BatchNorm2d(out), nn.ReLU()])
+        channels = out
+    modules[-1] += pooled_mlp(channels, num_classes, depth)
+    return nn.Sequential(*(nn.Sequential(*layers) for layers in modules))
+
+
+def dgl_cnn4(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """64C3 | MP-128C3 | 128C3 | MP-256C3-MLP: the four modules of DGL's learning curves (arXiv:1901.08164, official code)."""
+    return _modular(shape, num_classes, width, ((64, False), (128, True), (128, False), (256, True)), bias=True, depth=2)
+
+
+def dgl_cnn6(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """128C3 | MP-256C3 | 256C3 | MP-512C3 | 512C3 | 512C3-MLP: the six modules of DGL's study of auxiliary heads."""
+    plan = ((128, False), (256, True), (256, False), (512, True), (512, False), (512, False))
+    return _modular(shape, num_classes, width, plan, bias=True, depth=2)
+
+
+def dgl_cnn6_buffer(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """128C3 | 128C3 | MP-256C3 | 256C3 | MP-512C3 | 512C3-MLP: the six modules of DGL's buffer experiments, no convolution biases."""
+    plan = ((128, False), (128, False), (256, True), (256, False), (512, True), (512, False))
+    return _modular(shape, num_classes, width, plan, bias=False, depth=3)
+
+
+def dni_cnn(shape: Shape, num_classes: int, width: float = 1.0) -> nn.Module:
+    """Three modules of a 5x5 convolution and 3x3 pooling, first maximum, then average: the network of DNI (arXiv:1608.05343)."""
+    (c, h, w), out = shape, scaled(128, width)
+    pools = (nn.MaxPool2d(3), nn.AvgPool2d(3), nn.AvgPool2d(3))
+    modules = [[nn.Conv2d(out if i else c, out, 5, padding=2), nn.BatchNorm2d(out), nn.ReLU(), pool] for i, pool in enumerate(pools)]
+    modules[-1] += [nn.Flatten(), nn.Linear(out * (h // 27) * (w // 27), num_classes)]
+    return nn.Sequential(*(nn.Sequential(*layers) for layers in modules))
+
+
 MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {
-    "mlp": (mlp, 1), "perceptron": (perceptron, 1), "cnn": (cnn, 4), "vgg_small": (vgg_small, 8), "resnet18": (resnet18, 8),
-    "resnet20": (resnet20, 4),
+    "mlp": (mlp, 1), "perceptron": (perceptron, 1), "cnn": (cnn, 4), "vgg_small": (vgg_small, 8),
+    "vgg_small_1fc": (vgg_small_1fc, 8), "resnet18": (resnet18, 8), "resnet20": (resnet20, 4),
+    "dgl_cnn4": (dgl_cnn4, 4), "dgl_cnn6": (dgl_cnn6, 4), "dgl_cnn6_buffer": (dgl_cnn6_buffer, 4), "dni_cnn": (dni_cnn, 27),
 }
 """Each model and the smallest image side that it takes."""

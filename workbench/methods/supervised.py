@@ -8,6 +8,7 @@ differ from the trained ones overrides ``deploy``.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tracking.codecs import Dense, Levels
+from tracking.metrics import METRICS
 from workbench.method import Context, Method, Progress
 from workbench.params import Field, Params
 from workbench.task import SupervisedTask
@@ -32,6 +34,8 @@ class SupervisedParams(Params):
     base: Literal["adam", "sgd"] = Field("adam", description="update rule: Adam, or SGD with momentum")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; Adam has its own")
     weight_decay: float = Field(0.0, ge=0, le=1, description="L2 penalty, added to the gradient")
+    lr_schedule: Literal["steps", "cosine"] = Field(
+        "steps", description="learning rate: lr_decay at the decay epochs, or half a cosine down to 0 over the epochs")
     lr_decay: float = Field(0.5, gt=0, le=1, description="factor on the learning rate at each decay epoch")
     lr_decay_epochs: tuple[int, ...] = Field((), description="epochs, counted from 0, at whose start the rate decays")
     bn_batches: int = Field(
@@ -94,7 +98,7 @@ class SupervisedTraining(Method):
         if plan is None:
             return None
         update = "adam" if self.params.base == "adam" else "momentum" if self.params.momentum else "sgd"
-        return state.model, (self.params.batch_size, *task.sample_shape), plan.with_updates(update)
+        return state.model, task.example(self.params.batch_size), plan.with_updates(update)
 
     def init(self, task: SupervisedTask, ctx: Context) -> SupervisedState:
         model = self.prepare(task.build_model(ctx), ctx)
@@ -103,13 +107,13 @@ class SupervisedTraining(Method):
             # the order is drawn on the CPU, so that both devices see the same batches
             order=ctx.generator("order", cpu=True), augment=ctx.generator("augment"),
             permutation=torch.empty(0, dtype=torch.int64, device=ctx.device),
-            batches_per_epoch=count_batches(len(task.train_y), self.params.batch_size),
+            batches_per_epoch=count_batches(task.train_count, self.params.batch_size),
         )
 
     def step(self, state: SupervisedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
         size, batches = self.params.batch_size, state.batches_per_epoch
         if state.batch == 0:
-            state.permutation = torch.randperm(len(task.train_y), generator=state.order).to(ctx.device)
+            state.permutation = torch.randperm(task.train_count, generator=state.order).to(ctx.device)
             set_lr(state.optimizer, self.lr_at(state.epoch))
             self.on_epoch(state)
         stop = min(state.batch + self.params.report_every, batches)
@@ -126,7 +130,7 @@ class SupervisedTraining(Method):
         state.samples += seen
         epoch = state.epoch + stop / batches
         state.epoch, state.batch = (state.epoch + 1, 0) if stop == batches else (state.epoch, stop)
-        return {"train/loss": total.item() / seen, "train/epoch": epoch, "train/samples": state.samples,
+        return {task.train_loss: total.item() / seen, "train/epoch": epoch, "train/samples": state.samples,
                 "train/lr": state.optimizer.param_groups[0]["lr"], **self.report(state)}
 
     def evaluate(self, state: SupervisedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
@@ -134,14 +138,18 @@ class SupervisedTraining(Method):
         deployed = self.deploy(state)
         if deployed is None:
             return {**trained, **model_size(state.model)}
-        return {f"{name}_latent": value for name, value in trained.items()} | self.quality(deployed, task, ctx)
+        latent = {f"{name}_latent": value for name, value in trained.items()}
+        # declared for loss and accuracy alone: the others are of the deployed network only
+        return {name: value for name, value in latent.items() if name in METRICS} | self.quality(deployed, task, ctx)
 
     def quality(self, deployed: nn.Module, task: SupervisedTask, ctx: Context) -> dict[str, float]:
         """Test figures and size of a deployed model, which this may change; then those at re-estimated batch-norm statistics."""
         metrics = test(deployed, task, ctx) | model_size(deployed)
         if self.params.bn_batches:
             recalibrate_batchnorm(deployed, task, self.params.batch_size, self.params.bn_batches, ctx)
-            metrics["eval/accuracy_bn"] = test(deployed, task, ctx)["eval/accuracy"]
+            again = test(deployed, task, ctx)
+            if "eval/accuracy" in again:
+                metrics["eval/accuracy_bn"] = again["eval/accuracy"]
         return metrics
 
     def evaluation_due(self, state: SupervisedState) -> bool:
@@ -151,8 +159,15 @@ class SupervisedTraining(Method):
         return Progress(state.epoch * state.batches_per_epoch + state.batch, self.params.epochs * state.batches_per_epoch)
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch: decayed once for each decay epoch that has begun."""
-        return self.params.lr * self.params.lr_decay ** sum(epoch >= e for e in self.params.lr_decay_epochs)
+        """Learning rate of an epoch counted from 0."""
+        return self.params.lr * self.lr_factor(epoch)
+
+    def lr_factor(self, epoch: int) -> float:
+        """What the schedule makes of a rate in an epoch: a cosine, or decayed once for each decay epoch that has begun."""
+        p = self.params
+        if p.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / p.epochs))
+        return p.lr_decay ** sum(epoch >= e for e in p.lr_decay_epochs)
 
 
 # --- pieces usable on their own ---------------------------------------------------------------------------
@@ -178,22 +193,17 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @torch.no_grad()
 def test(model: nn.Module, task: SupervisedTask, ctx: Context, batch: int = 500) -> dict[str, float]:  # noqa: PT028
-    """Test loss (mean) and accuracy of ``model``; its mode is put back afterwards."""
+    """Test figures of ``model``, those that the task names; its mode is put back afterwards."""
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), device=ctx.device, dtype=torch.float64)
-    right = torch.zeros((), device=ctx.device, dtype=torch.int64)
-    count = len(task.test_y)
+    tally = task.tally(ctx)
     try:
-        for start in range(0, count, batch):
+        for x, y in task.test_batches(batch):
             ctx.poll()
-            x, y = task.test_batch(start, min(start + batch, count))
-            outputs = model(x)
-            loss += task.loss(outputs, y).double() * len(y)
-            right += task.correct(outputs, y).sum()
+            tally.add(model(x), y)
     finally:
         model.train(was_training)
-    return {"eval/loss": loss.item() / count, "eval/accuracy": right.item() / count}
+    return tally.result()
 
 
 @torch.no_grad()
@@ -204,7 +214,7 @@ def recalibrate_batchnorm(model: nn.Module, task: SupervisedTask, batch: int, ba
         m.reset_running_stats()
         m.momentum = None  # cumulative average
     model.train()
-    order = torch.randperm(len(task.train_y), generator=ctx.generator("bn", cpu=True)).to(ctx.device)
+    order = torch.randperm(task.train_count, generator=ctx.generator("bn", cpu=True)).to(ctx.device)
     for b in range(min(batches, count_batches(len(order), batch))):
         ctx.poll()
         x, _ = task.batch(order[b * batch:(b + 1) * batch], None)

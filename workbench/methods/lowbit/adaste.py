@@ -199,10 +199,5 @@ class AdaSTETraining(LowBitTraining):
         # a fixed beta is taken as given: AskewSGD's notebooks run alpha = 0.01, beta = 100
         return min(p.b * p.b_growth ** (epoch + 1), max(p.b, 1 / p.a if p.a else math.inf))
 
-    def lr_at(self, epoch: int) -> float:
-        if self.params.lr_schedule == "steps":
-            return super().lr_at(epoch)
-        return self.params.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.params.epochs))
-
     def report(self, state: SupervisedState) -> dict[str, float]:
         return {"train/regularisation": state.optimizer.param_groups[0]["b"]}

@@ -19,7 +19,7 @@ class FullPrecision(SupervisedTraining):
     title = "Full precision"
     family = "lowbit"
     paper = ""
-    kinds = ("classification",)
+    kinds = ("classification", "superresolution", "segmentation", "text_classification")
     example = {"task": "digits/mlp", "params": {"epochs": 5, "lr": 0.01}}
 
     def precision(self, model: nn.Module) -> PrecisionPlan:
