@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +14,27 @@ from torch import Tensor, nn
 from workbench.method import Context, derive_seed
 from workbench.methods.federated._federated import FederatedState, FederatedTraining
 from workbench.methods.federated._local import draws
+from workbench.methods.federated.asyncsgd import AsyncSGDTraining
+from workbench.methods.federated.favas import FAVASTraining
+from workbench.methods.federated.fedasync import FedAsyncTraining
+from workbench.methods.federated.fedavg import FedAvgTraining
+from workbench.methods.federated.fedbuff import FedBuffTraining
+from workbench.methods.federated.fedfix import FedFixTraining
+from workbench.methods.federated.quafl import QuAFLTraining
 from workbench.params import Params, parse
 from workbench.task import SupervisedTask
+
+METHODS = (
+    FedAvgTraining,
+    FedBuffTraining,
+    AsyncSGDTraining,
+    FedAsyncTraining,
+    FedFixTraining,
+    FAVASTraining,
+    QuAFLTraining,
+)
+CLASSES = pytest.mark.parametrize("cls", METHODS, ids=lambda c: c.id)
+"""Parametrises a test over all federated trainings."""
 
 # Models are float32 vectors of size 1: unit roundoff 6e-8, times tens of steps and of terms in a sum.
 ROUNDING = {"rtol": 2e-5, "atol": 2e-5}

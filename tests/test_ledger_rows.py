@@ -158,6 +158,42 @@ def test_a_broadcast_is_unicast_in_the_bill_and_once_in_its_own_column():
     assert ledger.metrics()["comm/messages"] == 3
 
 
+@pytest.mark.parametrize("codec", [Dense(), Dense("bf16"), Levels()], ids=lambda c: c.name)
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_multicast_is_billed_like_a_broadcast_and_decoded_once(codec, count):
+    class Counting:
+        name, decoded = codec.name, 0
+        encode, entropy_bytes = codec.encode, codec.entropy_bytes
+
+        def decode(self, payload):
+            self.decoded += 1
+            return codec.decode(payload)
+
+    x, parties, once = torch.tensor([1.0, 2.0, 2.0, 0.5]), [f"client {i}" for i in range(count)], Counting()
+    many, one = Ledger(), Ledger()
+    for _ in range(2):
+        apart = many.broadcast(x, codec, "down", parties, part="codebook", entropy=True)
+        together = one.multicast(x, once, "down", parties, part="codebook", entropy=True)
+        assert all(torch.equal(together, got) for got in apart.values())
+    assert one.table() == many.table()
+    assert one.metrics() == many.metrics()
+    assert one.summary() == many.summary()
+    assert once.decoded == 2
+    assert together.data_ptr() != x.data_ptr()
+
+
+def test_a_multicast_refuses_what_a_broadcast_does_and_bills_nothing_then():
+    ledger, x = Ledger(), torch.ones(3)
+    for codec, parties, said in ((Dense(), ["a", "a"], "twice"), (Dense(), [], "a party at least"), (Lattice(), ["a"], "reference")):
+        with pytest.raises(UserError, match=said):
+            ledger.multicast(x, codec, "down", parties)
+    with pytest.raises(UserError, match="direction"):
+        ledger.multicast(x, Dense(), "sideways", ["a"])
+    with pytest.raises(ValueError, match="different values"):
+        ledger.multicast(torch.arange(300.0), Levels(), "down", ["a"])
+    assert ledger.rows == {}
+
+
 def test_each_receiver_of_a_broadcast_decodes_with_its_own_reference():
     ledger, q, x = Ledger(), Lattice(6, 0.5), torch.arange(10.0)
     got = ledger.broadcast(x, q, "down", ["near", "far"], {"near": x + 2, "far": x + 32})

@@ -51,7 +51,7 @@ def a_run(seed: int, time: list[float], accuracy: list[float]) -> FakeRun:
 @pytest.mark.parametrize("federation", [Federation("mnist/perceptron"), SMALL], ids=["paper", "small"])
 @pytest.mark.parametrize("scenario", paper.SCENARIOS)
 def test_every_run_is_legal_and_contacts_the_same_share(federation, scenario):
-    runs = federation.common(scenario, 0.1)
+    runs = federation.common(scenario, 0.1, tuple(VARIANTS))
     assert len({resolve(**r, device="cpu").spec.key for r in runs}) == len(VARIANTS)
     for run in runs:
         p = resolve(**run, device="cpu").method.params
@@ -67,8 +67,26 @@ def test_sizes_by_default_are_the_papers():
     assert (p.fast_time, p.slow_time, p.waiting_time, p.interaction_time) == (2, 16, timing.WAITING, timing.INTERACTION)
 
 
+def test_quantised_variants_are_trained_and_sent_as_they_are_named():
+    assert set(paper.QNN[1:]).isdisjoint(paper.FULL_PRECISION)
+    assert set(paper.QNN) | set(paper.FULL_PRECISION) == set(VARIANTS)
+    for task, layers in (("mnist/perceptron", "all"), ("cifar10/resnet20", "inner")):
+        found = {}
+        for run in Federation(task).common(SLOW, 0.1, paper.QNN):
+            p = resolve(**run, device="cpu").method.params
+            found[p.local, p.upload] = p.quantised_layers
+        assert found.pop(("luq", "int4")) == found.pop(("askewsgd", "levels")) == layers
+        assert set(found) == {("sgd", "dense_fp32"), ("sgd", "int4")}
+
+
+def test_short_grids_are_parts_of_the_long_ones():
+    assert set(paper.SHORT_GRID) == set(paper.GRID) == set(paper.MAIN)
+    assert all(len(rates) == 3 and set(rates) < set(paper.GRID[name]) for name, rates in paper.SHORT_GRID.items())
+
+
 def test_one_rate_for_all_but_fedbuff():
-    rates = {name: run["params"]["lr"] for name, run in zip(VARIANTS, Federation("mnist/perceptron").common(FAST, 0.3), strict=True)}
+    runs = Federation("mnist/perceptron").common(FAST, 0.3)
+    rates = {name: run["params"]["lr"] for name, run in zip(paper.FULL_PRECISION, runs, strict=True)}
     assert rates.pop("FedBuff") == pytest.approx(0.3 * 10 / 100)
     assert set(rates.values()) == {0.3}
 

@@ -101,6 +101,28 @@ class Ledger:
             raise UserError("A broadcast names a party twice: each receives it once.")
         return self._deliver(value, codec, direction, parties, references or {}, part, "sent", entropy)
 
+    def multicast(
+        self,
+        value: Any,
+        codec: Codec,
+        direction: Direction,
+        parties: Sequence[str],
+        *,
+        part: Part = "payload",
+        entropy: bool = False,
+    ) -> Any:
+        """:meth:`broadcast` to receivers that only read: the same bill, and one decoded value for all of them.
+
+        For a codec without reference, and at least one party.
+        """
+        if not parties or len(set(parties)) != len(parties):
+            raise UserError("A multicast needs a party at least, and names none twice: each receives it once.")
+        rows = self._rows(codec, direction, parties, {}, part, "sent")
+        payload = codec.encode(value)
+        got = codec.decode(payload)
+        self._bill(rows, payload, value, codec, entropy)
+        return got
+
     def bill(
         self,
         size: int,
@@ -136,7 +158,29 @@ class Ledger:
         kind: str,
         entropy: bool,
     ) -> dict[str, Any]:
-        rows = [self._key(direction, party, codec.name, part, kind) for party in parties]
+        rows = self._rows(codec, direction, parties, references, part, kind)
+        if not rows:
+            return {}
+        payload = codec.encode(value)
+        if getattr(codec, "needs_reference", False):
+            got = {party: codec.decode(payload, reference=references[party]) for party in parties}
+        else:
+            first = codec.decode(payload)
+            again = first.clone if isinstance(first, Tensor) else lambda: codec.decode(payload)
+            got = {party: again() if i else first for i, party in enumerate(parties)}
+        self._bill(rows, payload, value, codec, entropy)
+        return got
+
+    def _rows(
+        self,
+        codec: Codec,
+        direction: str,
+        parties: Sequence[str],
+        references: Mapping[str, Tensor | None],
+        part: str,
+        kind: str,
+    ) -> list[Key]:
+        """The rows that a message to each of ``parties`` goes on, once everything about it is found to be right."""
         wanted = getattr(codec, "needs_reference", False)
         for party in parties:
             if wanted != (references.get(party) is not None):
@@ -145,21 +189,15 @@ class Ledger:
                     if wanted
                     else f"The codec {codec.name!r} takes no reference, and one was given for {party!r}."
                 )
-        if not rows:
-            return {}
-        payload = codec.encode(value)
-        if wanted:
-            got = {party: codec.decode(payload, reference=references[party]) for party in parties}
-        else:
-            first = codec.decode(payload)
-            again = first.clone if isinstance(first, Tensor) else lambda: codec.decode(payload)
-            got = {party: again() if i else first for i, party in enumerate(parties)}
+        return [self._key(direction, party, codec.name, part, kind) for party in parties]
+
+    def _bill(self, rows: Sequence[Key], payload: bytes, value: Any, codec: Codec, entropy: bool) -> None:
+        """One payload on every row, and on the first in the column for multicasts."""
         dense = 4 * value.numel() if isinstance(value, Tensor) else None
         bound = getattr(codec, "entropy_bytes", None) if entropy else None
         bound = bound(payload) if bound else None
         for i, key in enumerate(rows):
             self._add(key, len(payload), 0 if i else len(payload), dense, bound)
-        return got
 
     def _key(self, direction: str, party: str, codec: str, part: str, kind: str) -> Key:
         for what, given, allowed in (

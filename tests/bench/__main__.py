@@ -1,6 +1,7 @@
 """``make bench``: every benchmark of this folder, as ratios measured side by side, in one table.
 
-A benchmark is a module ``bench_<what>.py`` with ``main() -> list of rows``: name, ours, peer, unit, ratio, n, target.
+A benchmark is a module ``bench_<what>.py`` with ``main() -> list of rows``: name, ours, peer, unit, ratio, n, target;
+or name and ``skipped``, the reason why nothing was measured.
 The table is printed and written to ``tracking/results/bench/<hardware>.json`` with its provenance.
 """
 
@@ -39,7 +40,9 @@ def main(names: list[str]) -> int:
 
 
 def describe(row: dict) -> str:
-    """One line: the figure, its peer, the ratio, the target and whether it is met."""
+    """One line: the figure, its peer, the ratio, the target and whether it is met; or why there is none."""
+    if "skipped" in row:
+        return f"{row['name']}: skipped, for {row['skipped']}"
     peer = f" against {row['peer']:.4g}" if row.get("peer") is not None else ""
     ratio = f", ratio {row['ratio']:.3g}" if row.get("ratio") is not None else ""
     verdict = {True: " MET", False: " MISSED", None: ""}[row.get("met")]

@@ -23,7 +23,7 @@ Route = Literal["uniform", "same"]
 def buffered(
     speeds: Speeds, *, Z: int = 10, K: int, interaction: float = 3.0, horizon: float | None = None,
     server_steps: int | None = None, seed: int = 0, restart_from_old: bool = False,
-    availability: Availability | None = None,
+    availability: Availability | None = None, transfer: np.ndarray | None = None,
 ) -> Trace:
     """FedBuff (Nguyen et al., AISTATS 2022): all clients work; every ``Z``-th delivery makes a server step.
 
@@ -31,7 +31,7 @@ def buffered(
     (``restart_from_old``: from the one before, as in the simulator of QuAFL). Deliveries during a server step wait for
     the next. A client that is absent begins when it is back.
     """
-    run = Run(speeds, K, horizon, server_steps, seed, availability, Z=Z, interaction=interaction,
+    run = Run(speeds, K, horizon, server_steps, seed, availability, transfer, Z=Z, interaction=interaction,
               restart_from_old=restart_from_old)
     if not 1 <= Z <= run.n:
         raise UserError(f"Z clients wait for a full buffer, so 1 <= Z <= n; given Z = {Z} with n = {run.n} clients.")
@@ -69,7 +69,7 @@ def buffered(
 def arrivals(
     speeds: Speeds, *, C: int, K: int = 1, route: Route = "uniform", p: np.ndarray | None = None,
     interaction: float = 0.0, horizon: float | None = None, server_steps: int | None = None, seed: int = 0,
-    availability: Availability | None = None,
+    availability: Availability | None = None, transfer: np.ndarray | None = None,
 ) -> Trace:
     """AsyncSGD: ``C`` jobs of ``K`` steps in flight; each arrival is a server step and sends out a new job.
 
@@ -82,7 +82,7 @@ def arrivals(
     each arrival, one at a time (0: none). A job at a client that goes for good is lost; none is sent to one that is
     gone.
     """
-    run = Run(speeds, K, horizon, server_steps, seed, availability, C=C, route=route, interaction=interaction,
+    run = Run(speeds, K, horizon, server_steps, seed, availability, transfer, C=C, route=route, interaction=interaction,
               **({} if p is None else {"p": np.asarray(p, float).tolist()}))
     if C < 1:
         raise UserError(f"C, the jobs in flight, is at least 1; given {C}.")

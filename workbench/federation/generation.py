@@ -14,10 +14,14 @@ from workbench.federation.timeline import Trace, assemble
 
 
 class Run:
-    """One generation of a trace."""
+    """One generation of a trace.
+
+    ``transfer``, (n,): time that a client's messages take for each of its deliveries, up and down together; ``None``:
+    none. A client neither works meanwhile nor begins before.
+    """
 
     def __init__(self, speeds: Speeds, K: int, horizon: float | None, server_steps: int | None, seed: int,
-                 availability: Availability | None, **facts: Any) -> None:
+                 availability: Availability | None, transfer: np.ndarray | None = None, **facts: Any) -> None:
         if K < 1:
             raise UserError(f"K, the local steps, is at least 1; given {K}.")
         if horizon is None and server_steps is None:
@@ -29,7 +33,12 @@ class Run:
             raise UserError("Availability needs a horizon, up to which the clients' presence is drawn.")
         if min(facts.get("waiting", 0), facts.get("interaction", 0)) < 0:
             raise UserError("The server's waiting and interaction times are not negative.")
-        self.speeds, self.n, self.K, self.seed = speeds, speeds.n, K, seed
+        if transfer is not None:
+            transfer = np.asarray(transfer, float)
+            if transfer.shape != (speeds.n,) or not np.isfinite(transfer).all() or transfer.min() < 0:
+                raise UserError(f"transfer holds {speeds.n} finite times of messages, one a client, none negative.")
+            facts |= {"transfer": transfer.tolist()}
+        self.speeds, self.n, self.K, self.seed, self.transfer = speeds, speeds.n, K, seed, transfer
         self.horizon = math.inf if horizon is None else float(horizon) * (1 + TIE)
         self.limit = math.inf if server_steps is None else server_steps
         self.presence = Presence(self.n, availability and availability.spans(self.n, seed, self.horizon))
@@ -44,8 +53,9 @@ class Run:
         return self._streams[client]
 
     def work(self, client: int, jobs: int) -> np.ndarray:
-        """(jobs,) times of the client's next jobs of K steps each."""
-        return self.speeds.draw(client, self.rng(client), (jobs, self.K)).sum(1)
+        """(jobs,) times of the client's next jobs of K steps each, with those of their messages."""
+        times = self.speeds.draw(client, self.rng(client), (jobs, self.K)).sum(1)
+        return times if self.transfer is None else times + self.transfer[client]
 
     def periods(self, length: float) -> int:
         """Periods of one length that fit in the horizon."""

@@ -55,6 +55,7 @@ def who_holds_what(partition: Partition, labels: ArrayLike, *, title: str | None
         figure.add_trace(go.Bar(
             x=holders, y=held, base=np.full(len(held), row * step), name=text(f"{name} (n={held.sum()})"),
             marker={"color": styles[name].colour, "line": {"width": 0}}, text=held, cliponaxis=False,
+            width=0.85,  # else bars are as wide as the smallest gap between a class's holders
             textposition="outside" if printed else "none", hovertemplate="client %{x}: %{text} samples"))
     spread = label_divergence(partition, labels)
     low, high = partition.sizes.min(), partition.sizes.max()
@@ -64,7 +65,7 @@ def who_holds_what(partition: Partition, labels: ArrayLike, *, title: str | None
     caption = f"Samples of each class (rows) that each client (across) holds; all rows on one scale. {facts}."
     figure.update_layout(layout(title or "who holds what", f"{note}; {facts}" if note else facts, caption, 0))
     height = int(np.clip((42 if printed else 34) * len(classes) + 160, 430, 1500))
-    figure.update_layout(barmode="overlay", bargap=0.15, height=height)
+    figure.update_layout(barmode="overlay", height=height)
     figure.update_xaxes(title_text="client [index]", range=[-0.7, partition.clients - 0.3])
     ticks = range(0, len(classes), -(-len(classes) // 40))  # 40 labels at most: more would run into one another
     figure.update_yaxes(title_text="samples [count] by class [label]", range=[0, len(classes) * step],

@@ -41,7 +41,7 @@ PAPER_MNIST: dict[str, dict[str, str]] = {
 
 # what is compared, by name: the method and what sets it apart
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "FAVAS": ("favas", {"reweighting": "stochastic"}),
+    "FAVAS": ("favas", {"reweighting": "stochastic", "local": "sgd", "upload": "dense_fp32"}),
     "FAVAS deterministic": ("favas", {"reweighting": "deterministic"}),
     "FAVAS estimated": ("favas", {"reweighting": "estimated"}),
     "FedAvg": ("fedavg", {}),
@@ -50,15 +50,24 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "QuAFL lattice": ("quafl", {"upload": "lattice"}),
     "AsyncSGD": ("asyncsgd", {}),
     "FedFix": ("fedfix", {}),
+    "FAVAS int4": ("favas", {"reweighting": "stochastic", "local": "sgd", "upload": "int4"}),
+    "FAVAS[QNN] LUQ": ("favas", {"reweighting": "stochastic", "local": "luq", "upload": "int4"}),
+    "FAVAS[QNN] AskewSGD": ("favas", {"reweighting": "stochastic", "local": "askewsgd", "upload": "levels"}),
 }
 MAIN = ("FAVAS", "FedAvg", "FedBuff", "QuAFL", "AsyncSGD", "FedFix")
 """One variant a method, for figures and for the tuning."""
+QNN = ("FAVAS", "FAVAS int4", "FAVAS[QNN] LUQ", "FAVAS[QNN] AskewSGD")
+"""FAVAS with quantised local training, beside FAVAS as it is and with 4-bit messages alone."""
+FULL_PRECISION = tuple(name for name in VARIANTS if name not in QNN[1:])
 
 
 # learning rates tried for each method; ours, for standardised pixels
 GRID: dict[str, tuple[float, ...]] = {"FAVAS": (0.05, 0.1, 0.2, 0.3), "FedAvg": (0.05, 0.1, 0.2, 0.5),
                                       "FedBuff": (0.0005, 0.001, 0.002, 0.005), "QuAFL": (0.05, 0.1, 0.2, 0.5),
                                       "AsyncSGD": (0.01, 0.02, 0.05, 0.1), "FedFix": (0.02, 0.05, 0.1, 0.2)}
+SHORT_GRID = {name: rates[:-1] if name == "FAVAS" else rates[1:] if name in ("FedAvg", "FedBuff", "FedFix") else rates[:3]
+              for name, rates in GRID.items()}
+"""Three rates each, for the reduced profile."""
 
 
 def converted_rate(task: str, rate: float = 0.5) -> float:
@@ -102,9 +111,11 @@ class Federation:
         params = {"clients": self.clients, "local_steps": self.local_steps, "batch_size": self.batch_size, "horizon": self.horizon,
                   "report_every": self.horizon / self.evaluations, "eval_every": self.horizon / self.evaluations, "lr": lr,
                   **SCENARIOS[scenario], **self.own[method], **variant}
+        if variant.get("local", "sgd") != "sgd":  # the perceptron has no layer between its first and its last
+            params["quantised_layers"] = "all" if self.task.endswith("/perceptron") else "inner"
         return {"method": method, "task": self.task, "task_params": self.task_params, "params": params}
 
-    def common(self, scenario: str, lr: float, names: tuple[str, ...] = tuple(VARIANTS)) -> Runs:
+    def common(self, scenario: str, lr: float, names: tuple[str, ...] = FULL_PRECISION) -> Runs:
         """All variants at one learning rate; FedBuff's is divided by clients over buffer size, as in the published simulator of QuAFL."""
         share = self.own["fedbuff"]["buffer"] / self.clients
         return [self.run(name, scenario, lr * share if name == "FedBuff" else lr) for name in names]
@@ -124,7 +135,7 @@ def named(comparison: Comparison, names: tuple[str, ...] = tuple(VARIANTS)) -> C
         method, variant = VARIANTS[name]
         found += [replace(g, label=name) for g in comparison.groups
                   if g.method == method and all(g.facts.get(k) == v for k, v in variant.items())]
-    several = len({VARIANTS[name][0] for name in names}) > 1
+    several = len({name.split(" ")[0] for name in names}) > 1
     return Comparison(found, comparison.left_out, comparison.metric, comparison.axis, style_of(VARIANTS if several else names))
 
 
@@ -206,7 +217,8 @@ def costs(comparison: Comparison) -> pandas.DataFrame:
     """What each variant has done by the horizon: server steps, gradients, megabytes each way, modelled joules; means over seeds."""
     import pandas
 
-    columns = {"train/server_steps": ("server steps", 1.0), "train/gradients": ("gradient steps", 1.0), "comm/up_bytes": ("up [MB]", 1e-6),
+    columns = {"eval/accuracy": ("accuracy at the end [%]", 100.0), "eval/accuracy_latent": ("before rounding [%]", 100.0),
+               "train/server_steps": ("server steps", 1.0), "train/gradients": ("gradient steps", 1.0), "comm/up_bytes": ("up [MB]", 1e-6),
                "comm/down_bytes": ("down [MB]", 1e-6), "energy/model_j": ("modelled [J]", 1.0)}
     rows = []
     for g in named(comparison).groups:

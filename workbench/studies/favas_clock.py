@@ -111,8 +111,7 @@ def partition_figure(f: Federation, scenario: str, seed: int = 0) -> go.Figure:
     job.task.setup(Context(torch.device("cpu"), seed))
     labels, p = job.task.train_y.numpy(), job.method.params
     shares = partition(p.partition, labels, p.clients, seed=derive_seed(seed, "partition"), classes_per_client=p.classes_per_client)
-    figure = who_holds_what(shares, labels, title=f"{f.task}, {scenario.split(',')[0]}: who holds what")
-    return figure.update_traces(width=0.85)  # else bars are as wide as the smallest gap between a class's holders
+    return who_holds_what(shares, labels, title=f"{f.task}, {scenario.split(',')[0]}: who holds what")
 
 
 # --- theory -------------------------------------------------------------------------------------------------

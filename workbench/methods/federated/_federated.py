@@ -1,15 +1,16 @@
 """What all federated methods share: the replay of a trace, the policy for deliveries that diverge, evaluation.
 
-A method declares its trace (who delivers when, after how many local steps: :mod:`_trace`) and its aggregator (what the
-server makes of what is delivered). Timing never depends on weights, so the trace is made first and the training replays
-it, all clients of a server step at once.
+A method declares its trace (who delivers when, after how many local steps: :mod:`workbench.federation.trace`) and its
+aggregator (what the server makes of what is delivered). Timing never depends on weights, so the trace is made first and
+the training replays it, all clients of a server step at once; where server steps take in one delivery each, all jobs
+whose first model is there.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,43 +23,22 @@ from workbench.federation.partition import Partition, partition
 from workbench.federation.trace import Trace
 from workbench.method import Context, Method, Progress, derive_seed
 from workbench.methods.federated._aggregator import Aggregator, Work
-from workbench.methods.federated._exchange import Groups, download, upload
-from workbench.methods.federated._local import LocalSGD, Samples, draws
+from workbench.methods.federated._exchange import Groups, Layout, download, upload
+from workbench.methods.federated._local import Job, Samples, draws
+from workbench.methods.federated._local_askew import LocalAskewSGD
+from workbench.methods.federated._network import availability, transfer_times
 from workbench.methods.federated._params import FederatedParams, refusal
-from workbench.methods.supervised import count_batches, recalibrate_batchnorm, test
+from workbench.methods.federated._quantised import calibrated, local_training, parts, precision
+from workbench.methods.federated._state import FederatedState, Request, Tally
+from workbench.methods.supervised import test
 from workbench.task import SupervisedTask
 
 if TYPE_CHECKING:
     from tracking.energy_model import PrecisionPlan
 
 
-@dataclass
-class FederatedState:
-    """All that the federation remembers between two server steps."""
-
-    server: Tensor
-    versions: dict[int, Tensor]
-    """Server models as clients received them, by server step, that some delivery still to come began from."""
-    own: dict[int, Tensor]
-    """Models of clients that do not simply take over the server's, by client."""
-    aggregator: Aggregator
-    step: int = 0
-    samples: int = 0
-    gradients: int = 0
-    diverged: int = 0
-    before: float = 0.0
-    """Virtual time before the last report."""
-
-
-class Tally(NamedTuple):
-    """Sums over the contacts of a server step."""
-
-    loss: float
-    """Of mean losses, over the ``worked`` contacts that did a step."""
-    worked: int
-    distance: float
-    """Of squared distances to the server's model, over all ``contacts``."""
-    contacts: int
+MAX_WAVE = 256
+"""Contacts trained before their turn, at most: models held for it."""
 
 
 class FederatedTraining(Method):
@@ -67,6 +47,10 @@ class FederatedTraining(Method):
     family = "federated"
     Params = FederatedParams
     params: FederatedParams
+    transfer: np.ndarray | None = None
+    """(n,) virtual time of a client's messages; known from ``init`` on, where they take any."""
+    batches: Samples | None = None
+    """Training samples by index; ``init`` makes the table unless it is there, as with replicas of one training."""
 
     # --- what a method declares ---------------------------------------------------------------------------
 
@@ -81,13 +65,6 @@ class FederatedTraining(Method):
     def client_lr(self) -> float:
         """Learning rate of the clients."""
         return self.params.lr
-
-    def local_training(self, loss: Any) -> LocalSGD:
-        """What the clients do; ``self.model`` is the task's network."""
-        return LocalSGD(self.model, loss, self.params.backend)
-
-    def begin_work(self, seed: int, client: int, contact: int) -> None:
-        """Before the first local step of a client's work (back end ``loop`` only)."""
 
     def reply(self, before: Tensor, end: Tensor, clients: np.ndarray, ctx: Context) -> Tensor | None:
         """Models ``(m, P)`` that contacted clients go on from, where those are not simply the server's new model.
@@ -115,12 +92,14 @@ class FederatedTraining(Method):
             alpha=p.concentration,
         )
         self.client_speeds = self.speeds(ctx)
-        trace = self.schedule = self.trace(derive_seed(ctx.seed, "clock"), self.client_speeds)
-        self.model, self.batches = task.build_model(ctx), Samples(task)
+        self.model, self.batches = task.build_model(ctx), self.batches or Samples(task)
         if p.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()):
             raise UserError("batch_size = 1 is refused. Allowed: 2 <= x, for the network has batch norms.")
         plain = type(task).loss is SupervisedTask.loss and task.num_classes > 2
-        self.local = self.local_training(F.cross_entropy if plain else task.loss)
+        self.local = local_training(p, self.model, F.cross_entropy if plain else task.loss)
+        self.parts = parts(self.local)
+        self.transfer = transfer_times(p, self.local, ctx.seed)
+        trace = self.schedule = self.trace(derive_seed(ctx.seed, "clock"), self.client_speeds)
         last_use = np.zeros(len(trace.time) + 1, np.int64)
         np.maximum.at(last_use, trace.start, trace.step)
         self._last_use, self._ends_with = last_use, Groups(last_use, len(last_use))
@@ -148,7 +127,32 @@ class FederatedTraining(Method):
             seed=derive_seed(ctx.seed, "speeds"),
         )
 
+    def clock(self, seed: int) -> dict[str, Any]:
+        """What every generator of traces takes, beside the speeds."""
+        p = self.params
+        common = {"K": p.local_steps, "horizon": p.horizon, "seed": seed}
+        return common | {"availability": availability(p), "transfer": self.transfer}
+
     def step(self, state: FederatedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
+        work, losses = self.advance(state, ctx), None
+        while True:
+            try:
+                request = work.send(losses)
+            except StopIteration as ended:
+                return ended.value
+            losses = self.train(request, ctx)
+
+    def train(self, request: Request, ctx: Context) -> Tensor:
+        """Do the local training that a step asks for; each row's mean loss."""
+
+        def batch(index: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.poll()
+            return self.batches(index)
+
+        return self.local.train(request.stack, request.samples, batch, request.lr, request.jobs)
+
+    def advance(self, state: FederatedState, ctx: Context) -> Generator[Request, Tensor, dict[str, float]]:
+        """A step that leaves local training to others: yields what is to be trained, is sent the losses, returns the metrics."""
         time = self.schedule.time
         state.before = now = self._now(state)
         stop = int(
@@ -156,7 +160,7 @@ class FederatedTraining(Method):
         )
         tallies = []
         for t in range(state.step, max(stop, state.step + 1)):
-            tallies.append(self._server_step(t, state, ctx))
+            tallies.append((yield from self._server_step(t, state, ctx)))
             if not math.isfinite(tallies[-1].loss):
                 break
         loss, worked, distance, contacts = map(sum, zip(*tallies, strict=True))
@@ -173,7 +177,7 @@ class FederatedTraining(Method):
             metrics["train/client_spread"] = self.params.clients * distance / contacts
         return metrics | ({"train/diverged": state.diverged} if state.diverged else {})
 
-    def _server_step(self, t: int, state: FederatedState, ctx: Context) -> Tally:
+    def _server_step(self, t: int, state: FederatedState, ctx: Context) -> Generator[Request, Tensor, Tally]:
         """Server step ``t`` (from 0). A loss that is not finite says that a delivery diverged and the run is to end."""
         trace = self.schedule
         rows = slice(int(trace.offsets[t]), int(trace.offsets[t + 1]))
@@ -185,15 +189,23 @@ class FederatedTraining(Method):
             self._answer(t + 1, before, before.new_empty(0, len(before)), clients, state, ctx)
             return Tally(0.0, 0, 0.0, 0)
         start = self._begun(rows, state, ctx)
-        end = start.clone()
-        loss = self.train(end, clients, steps, contacts, ctx)
+        if not len(state.ahead):
+            wave = self._wave(t, rows)
+            ahead = start.clone() if wave == rows else self._begun(wave, state, ctx)
+            state.ahead_loss = yield self._request(wave, ahead, state, ctx)
+            state.ahead, state.delivered = ahead, 0  # once they are trained: a stop comes in between
+        due = slice(state.delivered, state.delivered + len(start))
+        end, loss, state.delivered = state.ahead[due], state.ahead_loss[due], due.stop
+        if due.stop == len(state.ahead):
+            state.ahead, state.ahead_loss, state.delivered = before.new_empty(0, 0), before.new_empty(0), 0
         kept = self._judge(start, end, state)
         if self.params.on_divergence == "stop" and not kept.all():
             return Tally(math.nan, 1, 0.0, 0)
         good = np.flatnonzero(kept)
         if len(good):
             some = slice(None) if kept.all() else torch.from_numpy(good).to(end.device)
-            arrived = upload(self.params, start[some], end[some], clients[good], contacts[good], before, ctx)
+            layout = Layout(self.parts, state.scales)
+            arrived = upload(self.params, start[some], end[some], clients[good], contacts[good], before, ctx, layout)
             work = Work(
                 *(torch.from_numpy(column[good].astype(np.int64)) for column in (clients, steps, t - trace.start[rows]))
             )
@@ -217,26 +229,34 @@ class FederatedTraining(Method):
             ]
         )
 
-    def train(
-        self, stack: Tensor, clients: np.ndarray, steps: np.ndarray, contacts: np.ndarray, ctx: Context
-    ) -> Tensor:
-        """Local training of the rows of ``stack`` in place; each row's mean loss."""
-        seed, samples = derive_seed(ctx.seed, "batches"), []
-        for client, count, contact in zip(clients.tolist(), steps.tolist(), contacts.tolist(), strict=True):
+    def _wave(self, t: int, rows: slice) -> slice:
+        """The contacts to train together when ``rows``, those of server step ``t`` (from 0), are due.
+
+        Where a server step takes in one delivery, also the next ones whose work began from a model that is there. Which
+        these are follows from the trace alone, not from where a report or a stop cuts it.
+        """
+        if self.schedule.kind != "arrivals":
+            return rows
+        later = np.flatnonzero(self.schedule.start[rows.start : rows.start + MAX_WAVE] > t)
+        return slice(rows.start, rows.start + int(later[0]) if len(later) else min(rows.start + MAX_WAVE, len(self.schedule.client)))
+
+    def _request(self, rows: slice, stack: Tensor, state: FederatedState, ctx: Context) -> Request:
+        """Local training of the contacts ``rows``, whose work began from the rows of ``stack``."""
+        trace, seed, samples, jobs = self.schedule, derive_seed(ctx.seed, "batches"), [], []
+        progress = (trace.began[rows] / self.params.horizon).tolist()
+        columns = (trace.client[rows].tolist(), trace.contact[rows].tolist(), trace.steps[rows].tolist(), progress)
+        for client, contact, steps, share in zip(*columns, strict=True):
             own = self.shares.of(client)
-            samples.append(own[draws(seed, client, contact, count, self.params.batch_size, len(own))])
+            samples.append(own[draws(seed, client, contact, steps, self.params.batch_size, len(own))])
+            jobs.append(Job(ctx.seed, client, contact, share, self._scales(share, state)))
+        return Request(stack, samples, self.client_lr(), jobs)
 
-        def batch(index: Tensor) -> tuple[Tensor, Tensor]:
-            ctx.poll()
-            return self.batches(index)
-
-        return self.local.train(
-            stack,
-            samples,
-            batch,
-            self.client_lr(),
-            lambda i: self.begin_work(ctx.seed, int(clients[i]), int(contacts[i])),
-        )
+    def _scales(self, progress: float, state: FederatedState) -> tuple[float, ...]:
+        """The scales that a client works with; the server's model fixes them for good when the first client needs them."""
+        if not isinstance(self.local, LocalAskewSGD) or not self.local.constrains(progress):
+            return ()
+        state.scales = state.scales or self.local.measured(state.server)
+        return state.scales
 
     def _judge(self, start: Tensor, end: Tensor, state: FederatedState) -> np.ndarray:
         """Which deliveries are finite, (m,) bool, after those that are too long were shortened in place."""
@@ -272,19 +292,17 @@ class FederatedTraining(Method):
             state.versions.pop(used_up, None)
 
     def modelled(self, state: FederatedState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
-        """Plain fp32 SGD on the clients; the server's averaging and the network are not in it."""
-        from tracking.energy_model.plan import fp32
-
-        return self.model, (self.params.batch_size, *task.sample_shape), fp32().with_updates("sgd")
+        """SGD on the clients in its formats; the server's averaging and the network are not in it."""
+        return self.model, (self.params.batch_size, *task.sample_shape), precision(self.params, self.model).with_updates("sgd")
 
     def evaluate(self, state: FederatedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
-        return self.quality(self.local.flat.load(state.server, self.model), task, ctx)
-
-    def quality(self, model: nn.Module, task: SupervisedTask, ctx: Context) -> dict[str, float]:
-        """Test figures of a network whose batch norms, if any, get statistics of training samples first."""
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-            recalibrate_batchnorm(model, task, 128, min(16, count_batches(len(task.train_y), 128)), ctx)
-        return test(model, task, ctx)
+        """Test figures of the server's model; of a quantised one under the plain names, beside those of the model it comes from."""
+        p, model = self.params, self.local.flat.load(state.server, self.model)
+        figures = test(calibrated(model, task, ctx), task, ctx)
+        if p.local == "sgd":
+            return figures
+        deployed = calibrated(self.local.deployed(model, state.scales), task, ctx)
+        return {f"{name}_latent": value for name, value in figures.items()} | test(deployed, task, ctx)
 
     def _now(self, state: FederatedState) -> float:
         return float(self.schedule.time[state.step - 1]) if state.step else 0.0

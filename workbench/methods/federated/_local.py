@@ -3,17 +3,20 @@
 A model is a row of a stack ``(m, P)`` of flat parameter vectors, so that averaging, encoding and keeping versions are
 vector operations. Three back ends train the rows: ``matmul`` (hand-written forward and backward of a chain of linear
 layers and ReLUs, as batched matrix products that update the weights in place), ``vmap`` (torch.func over any network)
-and ``loop`` (one row after the other: the reference, and the fastest for large convolutions).
+and ``loop`` (a row by itself: the reference, and the fastest for large convolutions). On a CPU, ``matmul`` and ``loop``
+train as many rows or groups of rows at a time as there are cores.
 
-What a row becomes does not depend on the rows it is trained with: bit for bit with ``loop``, up to the rounding of
-sums (whose order the kernels choose by the size of the batch) with the others. The back ends agree to rounding.
+What a row becomes does not depend on the rows it is trained with, nor on the number of cores: bit for bit with
+``loop``, up to the rounding of sums (whose order the kernels choose by the size of the batch) with the others. The back
+ends agree to rounding.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +24,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracking.errors import UserError, unknown
+from workbench.methods.federated._side_by_side import side_by_side
+from workbench.methods.federated._stacked import by_step, chain_step, linear_chain
 
 if TYPE_CHECKING:
     from workbench.task import SupervisedTask
 
 Backend = Literal["auto", "matmul", "vmap", "loop"]
+PIECE = 2**20  # inputs of a step of rows trained together: as many as stay in a core's cache
+WORTH_A_THREAD = 2**24  # multiplications of a step below which two threads hold each other up with Python's lock
+VMAP_LIMIT = 1_000_000  # parameters up to which ``auto`` vmaps on a GPU: ResNet-20 has 0.27 million, ResNet-18 has 11
 Batch = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From sample indices ``(k,)`` to inputs ``(k, ...)`` and labels ``(k,)``, valid until the next call."""
+"""From sample indices ``(k,)`` to inputs ``(k, ...)`` and labels ``(k,)``, valid until the thread's next call."""
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Job(NamedTuple):
+    """Whose work a row is: the key of its randomness, and how far the federation was when it began."""
+
+    seed: int
+    client: int
+    contact: int
+    progress: float
+    """Share of the horizon, 0 to 1, that had gone by when the client received its model."""
+    scales: tuple[float, ...] = ()
+    """Steps between the levels of the quantised layers, once the server has fixed them (AskewSGD)."""
 
 
 class FlatModel:
@@ -70,13 +90,14 @@ class Samples:
     """A task's normalised training samples by index, never augmented; a :data:`Batch`.
 
     Where a table of all inputs takes at most ``limit`` bytes it is made once, and a batch is one gather into a buffer
-    that the next batch overwrites: normalising and fresh memory cost more than a small network's gradient.
+    that the thread's next batch overwrites: normalising and fresh memory cost more than a small network's gradient.
     """
 
     def __init__(self, task: SupervisedTask, limit: int = 2**28) -> None:
         self.task, count = task, len(task.train_y)
         first, _ = task.batch(torch.zeros(1, dtype=torch.int64))
-        self.shape, self.table, self.buffer = first.shape[1:], None, first.new_empty(0)
+        self.shape, self.table = first.shape[1:], None
+        self.buffers: dict[int, Tensor] = {}
         if first.nbytes * count <= limit:
             self.table = first.new_empty(count, first.numel())
             for rows in torch.arange(count).split(4096):
@@ -86,9 +107,10 @@ class Samples:
         if self.table is None:
             return self.task.batch(index)
         index, size = index.to(self.table.device), len(index) * self.table.shape[1]
-        if len(self.buffer) < size:
-            self.buffer = self.table.new_empty(size)
-        x = torch.index_select(self.table, 0, index, out=self.buffer[:size].view(len(index), -1))
+        buffer = self.buffers.get(threading.get_ident())
+        if buffer is None or len(buffer) < size:
+            buffer = self.buffers[threading.get_ident()] = self.table.new_empty(size)
+        x = torch.index_select(self.table, 0, index, out=buffer[:size].view(len(index), -1))
         return x.view(-1, *self.shape), self.task.train_y.index_select(0, index)
 
 
@@ -107,23 +129,37 @@ class LocalSGD:
     Args:
         model: the network (its parameters are not used).
         loss: mean loss of a batch from outputs and labels; the back end ``matmul`` takes cross-entropy for granted.
-        backend: ``auto`` takes ``matmul`` where the network is a chain of linear layers and ReLUs under cross-entropy,
-            else ``loop``: vmapped convolutions and norms are slower than separate ones on a CPU.
+        backend: ``auto`` takes ``matmul`` where the network is a chain of linear layers and ReLUs under cross-entropy.
+            For others it takes ``loop`` on a CPU, where vmapped convolutions and norms are slower than separate ones,
+            and on a GPU ``vmap`` up to :data:`VMAP_LIMIT` parameters: below, the device waits for the launches of many
+            small kernels; above, one model fills it.
     """
+
+    backends: tuple[str, ...] = ("matmul", "vmap", "loop")
 
     def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, backend: Backend = "auto") -> None:
         self.flat, self.loss = FlatModel(model), loss
         self._chain = linear_chain(self.flat.model) if loss is F.cross_entropy else []
         if backend == "auto":
-            backend = "matmul" if self._chain else "loop"
-        if backend not in ("matmul", "vmap", "loop"):
-            raise unknown("back end", backend, ("auto", "matmul", "vmap", "loop"))
+            backend = self.best(next(self.flat.model.parameters()).device)
+        if backend not in self.backends:
+            raise unknown("back end", backend, ("auto", *self.backends))
         if backend == "matmul" and not self._chain:
             raise UserError(
                 "Back end 'matmul' takes a chain of linear layers and ReLUs under cross-entropy; use 'vmap' or 'loop'."
             )
         self.backend = backend
+        if backend == "loop" and next(self.flat.model.parameters()).device.type == "cpu":
+            self.flat.model.to(memory_format=torch.channels_last)  # convolutions take 0.8 to 0.95 of the time
+        self._twins = [self]
         self._gradients = torch.func.vmap(torch.func.grad_and_value(self._loss_at))
+
+    def best(self, device: torch.device) -> str:
+        """The back end that ``auto`` stands for on ``device``."""
+        if self._chain:
+            return "matmul"
+        together = device.type == "cuda" and self.flat.P <= VMAP_LIMIT and "vmap" in self.backends
+        return "vmap" if together else "loop"
 
     def train(
         self,
@@ -131,22 +167,58 @@ class LocalSGD:
         samples: Sequence[np.ndarray],
         batch: Batch,
         lr: Tensor | float,
-        begin: Callable[[int], object] | None = None,
+        jobs: Sequence[Job] | None = None,
     ) -> Tensor:
         """Take ``len(samples[i])`` steps with row ``i`` of ``stack`` ``(m, P)``, in place.
 
         Args:
             samples: for each row, ``(steps_i, B)``: the training samples of each step.
             lr: one rate, or one a row ``(m,)``.
-            begin: called with a row's number before its first step, by the back end ``loop`` only.
+            jobs: whose work each row is, for trainings with randomness or a schedule of their own; plain SGD has none.
 
         Returns:
             (m,) each row's mean loss over its steps; 0 without a step.
         """
         rates = torch.as_tensor(lr, dtype=stack.dtype, device=stack.device).expand(len(stack))
+        mean, (pieces, threads) = stack.new_zeros(len(stack)), self._pieces(samples, stack.device)
+        train_piece, workers = LocalSGD._train_together, [self] * max(threads, 1)
         if self.backend == "loop":
-            return self._train_rows(stack, samples, batch, rates, begin)
-        return self._train_together(stack, samples, batch, rates)
+            train_piece, workers = LocalSGD._train_rows, self._workers(threads)
+
+        def work(worker: int, rows: list[int]) -> None:
+            where = torch.tensor(rows, device=stack.device)
+            piece, own = stack.index_select(0, where), [samples[i] for i in rows]
+            their = [jobs[i] for i in rows] if jobs else None
+            mean[where] = train_piece(workers[worker], piece, own, batch, rates[where], their)
+            stack[where] = piece
+
+        if threads:
+            side_by_side(work, pieces)
+        else:
+            for rows in pieces:
+                work(0, rows)
+        return mean
+
+    def _workers(self, count: int) -> list[LocalSGD]:
+        """This training and copies of it, each with a network of its own; the loss, which may hold a task's data, is shared."""
+        while len(self._twins) < count:
+            self._twins.append(copy.deepcopy(self, {id(self.loss): self.loss, id(self._twins): []}))
+        return self._twins
+
+    def _pieces(self, samples: Sequence[np.ndarray], device: torch.device) -> tuple[list[list[int]], int]:
+        """Rows to be trained together, longest work first, and on how many workers; 0 for kernels of all cores."""
+        order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
+        if device.type != "cpu" or self.backend == "vmap" or not order:
+            return [order] if order else [], 0
+        if self.backend == "loop":
+            return [[i] for i in order if len(samples[i])], torch.get_num_threads()
+        B, threads = samples[0].shape[1], torch.get_num_threads()
+        count = -(-len(order) * B * max(shape[-1] for shape in self.flat.shapes.values()) // PIECE)
+        if count == 1 and len(order) * B * self.flat.P < threads * WORTH_A_THREAD:
+            threads = 0
+        else:
+            count = min(-(-count // threads) * threads, len(order))
+        return [order[i::count] for i in range(count)], threads
 
     def _train_rows(
         self,
@@ -154,27 +226,44 @@ class LocalSGD:
         samples: Sequence[np.ndarray],
         batch: Batch,
         rates: Tensor,
-        begin: Callable[[int], object] | None,
+        jobs: Sequence[Job] | None,
     ) -> Tensor:
-        model = self.flat.model
-        parameters, mean = list(model.parameters()), stack.new_zeros(len(stack))
+        mean = stack.new_zeros(len(stack))
         for i, (own, rate) in enumerate(zip(samples, rates.tolist(), strict=True)):
             if not len(own):
                 continue
-            if begin is not None:
-                begin(i)
             self.flat.load(stack[i])
+            step = self.alone(rate, jobs[i] if jobs else None)
             for index in torch.from_numpy(own):
-                x, y = batch(index)
-                loss = self.loss(model(x), y)
-                gradients = torch.autograd.grad(loss, parameters)
-                with torch.no_grad():
-                    torch._foreach_add_(parameters, gradients, alpha=-rate)
-                mean[i] += loss.detach() / len(own)
+                mean[i] += step(*batch(index)) / len(own)
             stack[i] = self.flat.vector()
         return mean
 
-    def _train_together(self, stack: Tensor, samples: Sequence[np.ndarray], batch: Batch, rates: Tensor) -> Tensor:
+    def alone(self, lr: float, job: Job | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """A client's step of ``flat.model`` on a batch, which returns the loss before it; asked for anew for each job."""
+        model, parameters = self.flat.model, list(self.flat.model.parameters())
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            loss = self.loss(model(x), y)
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                torch._foreach_add_(parameters, gradients, alpha=-lr)
+            return loss.detach()
+
+        return step
+
+    def together(self, jobs: Sequence[Job] | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """A step in place of the first rows of a stack whose rows have these jobs; like :meth:`_matmul`."""
+        return self._matmul if self.backend == "matmul" else self._vmap
+
+    def _train_together(
+        self,
+        stack: Tensor,
+        samples: Sequence[np.ndarray],
+        batch: Batch,
+        rates: Tensor,
+        jobs: Sequence[Job] | None,
+    ) -> Tensor:
         """All rows at once: ordered by their number of steps, so that those still at work are always the first ones.
 
         The work done is the sum of the steps.
@@ -185,9 +274,9 @@ class LocalSGD:
         if not len(active):
             return stack.new_zeros(len(stack))
         rows = torch.from_numpy(order).to(stack.device)
-        index = torch.from_numpy(_by_step([samples[i] for i in order], active)).to(stack.device)
+        index = torch.from_numpy(by_step([samples[i] for i in order], active)).to(stack.device)
         work, rates = stack.index_select(0, rows), rates.index_select(0, rows)
-        total, step = stack.new_zeros(len(steps)), self._matmul if self.backend == "matmul" else self._vmap
+        total, step = stack.new_zeros(len(steps)), self.together([jobs[i] for i in order] if jobs else None)
         for part in index.split(active.tolist()):
             m = len(part)
             x, y = batch(part.view(-1))
@@ -196,35 +285,9 @@ class LocalSGD:
         mean = total / torch.from_numpy(np.maximum(steps[order], 1)).to(total)
         return torch.empty_like(mean).index_copy_(0, rows, mean)
 
-    @torch.no_grad()
     def _matmul(self, stack: Tensor, x: Tensor, y: Tensor, lr: Tensor) -> Tensor:
-        """One step of every row, in place; returns the losses before it, ``(m,)``.
-
-        Outputs and signals have the layout ``(m, units, B)``, activations ``(m, B, units)``: so the softmax runs over a
-        middle axis and the weights' products need no transposed operand, both several times faster.
-        """
-        views = self.flat.views(stack)
-        layers = [(views[f"{name}.weight"], views.get(f"{name}.bias")) for name in self._chain]
-        inputs = [x.flatten(2)]
-        for weight, bias in layers[:-1]:
-            out = _affine(None if bias is None else bias.unsqueeze(1), inputs[-1], weight.transpose(1, 2))
-            inputs.append(out.relu_())
-        weight, bias = layers[-1]
-        out = _affine(None if bias is None else bias.unsqueeze(2), weight, inputs[-1].transpose(1, 2))
-        log_p, label = out.log_softmax(1), y.unsqueeze(1)
-        at_label = log_p.gather(1, label)
-        losses = -at_label.mean((1, 2))
-        delta = log_p.exp_().scatter_add_(1, label, torch.full_like(at_label, -1.0))
-        delta *= (lr / y.shape[1]).view(-1, 1, 1)  # the rate is in the signal: products update the weights directly
-        for i in reversed(range(len(layers))):
-            weight, bias = layers[i]
-            below = torch.bmm(weight.transpose(1, 2), delta) if i else None
-            weight.baddbmm_(delta, inputs[i], alpha=-1)
-            if bias is not None:
-                bias -= delta.sum(2)
-            if below is not None:
-                delta = torch.ops.aten.threshold_backward(below, inputs[i].transpose(1, 2), 0).contiguous()
-        return losses
+        """One step of every row, in place; returns the losses before it, ``(m,)``."""
+        return chain_step(self._chain, self.flat.views(stack), x, y, lr)
 
     def _vmap(self, stack: Tensor, x: Tensor, y: Tensor, lr: Tensor) -> Tensor:
         gradient, losses = self._gradients(stack, x, y)
@@ -234,27 +297,3 @@ class LocalSGD:
     def _loss_at(self, vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
         state = (self.flat.views(vector), dict(self.flat.model.named_buffers()))
         return self.loss(torch.func.functional_call(self.flat.model, state, (x,)), y)
-
-
-def _affine(bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
-
-
-def _by_step(samples: Sequence[np.ndarray], active: np.ndarray) -> np.ndarray:
-    """Rows' samples ``(steps_i, B)``, longest first, as ``(sum of steps, B)`` with step 0 of all rows first."""
-    first = active.cumsum() - active
-    out = np.empty((active.sum(), samples[0].shape[1]), np.int64)
-    for rank, own in enumerate(samples):
-        out[first[: len(own)] + rank] = own
-    return out
-
-
-def linear_chain(model: nn.Module) -> list[str]:
-    """Names of the linear layers of a network that is nothing but [Flatten] Linear (ReLU Linear)*; empty for others."""
-    if not isinstance(model, nn.Sequential):
-        return []
-    layers = [(name, m) for name, m in model.named_children() if not isinstance(m, (nn.Flatten, nn.Identity))]
-    linear = [name for name, m in layers[::2] if isinstance(m, nn.Linear)]
-    rest = [m for _, m in layers[1::2]]
-    right = len(layers) % 2 and len(linear) == len(layers[::2]) and all(isinstance(m, nn.ReLU) for m in rest)
-    return linear if right else []

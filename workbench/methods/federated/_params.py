@@ -9,9 +9,12 @@ from pydantic import model_validator
 from workbench import data
 from workbench.federation.clock import Speeds
 from workbench.methods.federated._local import Backend
+from workbench.methods.lowbit._levels import Weights
 from workbench.params import Field, Params
 from workbench.task import SupervisedTask
 
+FIXED_LENGTH = ("dense_fp32", "dense_bf16", "int8", "int4", "lattice")
+"""Encodings whose messages have a length that does not depend on the weights, so that it is known before training."""
 PartitionRule = Literal["iid", "shards", "sorted_shards", "dirichlet", "dirichlet_equal", "fedfix"]
 
 
@@ -62,9 +65,26 @@ class FederatedParams(Params):
     backend: Backend = Field(
         "auto", description="how clients are trained together: matmul, vmap, loop, or the best known for the network"
     )
-    upload: Literal["dense_fp32", "dense_bf16", "qsgd", "int8", "int4", "lattice"] = Field(
+    local: Literal["sgd", "luq", "askewsgd"] = Field(
+        "sgd",
+        description="local training: plain SGD; gradients of a 4-bit network (LUQ); weights drawn to levels by constraint "
+        "steps (AskewSGD). What is evaluated is then the quantised network",
+    )
+    quantised_weights: Weights = Field("4bit", description="level set of quantised weights, for luq and askewsgd")
+    quantised_layers: Literal["inner", "all", "conv3x3"] = Field(
+        "inner", description="which layers are quantised, for luq and askewsgd; inner: all but the first and the last"
+    )
+    askew_alpha: float = Field(0.5, gt=0, le=10, description="strength of the pull towards the levels, for askewsgd")
+    askew_warmup: float = Field(
+        0.6, ge=0, lt=1, description="share of the horizon before the intervals round the levels shrink, for askewsgd"
+    )
+    askew_end: float = Field(
+        0.02, gt=0, le=1, description="interval width at the horizon, over its bound, for askewsgd (its paper ends at 0.002)"
+    )
+    upload: Literal["dense_fp32", "dense_bf16", "qsgd", "int8", "int4", "lattice", "levels"] = Field(
         "dense_fp32",
-        description="encoding of deliveries: models (dense, lattice) or differences to the model begun from",
+        description="encoding of deliveries: models (dense, lattice), differences to the model begun from (qsgd, int), or "
+        "level numbers of the quantised layers (levels, for askewsgd)",
     )
     download: Literal["dense_fp32", "dense_bf16"] = Field(
         "dense_fp32", description="encoding of the server's models on their way to clients"
@@ -72,6 +92,16 @@ class FederatedParams(Params):
     lattice_bits: int = Field(14, ge=2, le=24, description="bits a value, for the lattice")
     lattice_side: float = Field(1e-4, gt=0, description="side of the lattice's cells")
     qsgd_levels: int = Field(16, ge=1, le=4096, description="levels of QSGD")
+    present_time: float = Field(0.0, ge=0, description="mean virtual time of a client's presence at a stretch; 0 = always there")
+    absent_time: float = Field(0.0, ge=0, description="mean virtual time of its absence in between")
+    lifetime: float = Field(0.0, ge=0, description="mean virtual time after which a client is gone for good; 0 = never")
+    upload_bandwidth: float = Field(0.0, ge=0, description="bytes a second of a client's link to the server; 0 = messages take no time")
+    download_bandwidth: float = Field(0.0, ge=0, description="bytes a second of the link from the server")
+    latency_s: float = Field(0.0, ge=0, le=1e6, description="seconds a message takes one way, whatever its size")
+    link_spread: float = Field(
+        0.0, ge=0, le=5, description="unevenness of the clients' bandwidths: log-normal with this sigma round the given ones; 0 = alike"
+    )
+    unit_s: float = Field(1.0, gt=0, le=1e6, description="seconds that a unit of virtual time stands for, where messages take time")
     on_divergence: Literal["stop", "drop", "clip"] = Field(
         "stop",
         description="a delivery holds nan or inf: end the run, or leave the delivery out; clip also shortens "
@@ -93,6 +123,17 @@ class FederatedParams(Params):
         named = bool(self.step_times)
         whole = self.step_law != "geometric"
         return [
+            *self._network_rules(),
+            (
+                "upload",
+                self.upload != "levels" or self.local == "askewsgd",
+                "'levels' with local = 'askewsgd' alone, whose weights lie within the levels",
+            ),
+            (
+                "backend",
+                self.backend != "vmap" or self.local == "sgd",
+                f"'auto', 'matmul', 'loop' with local = {self.local!r}",
+            ),
             (
                 "concentration",
                 self.concentration > 0 or self.partition == "fedfix",
@@ -115,6 +156,37 @@ class FederatedParams(Params):
             ),
         ]
 
+    def _network_rules(self) -> list[tuple[str, bool, str]]:
+        linked = self.has_links
+        return [
+            ("absent_time", not self.absent_time or self.present_time > 0, "0 with present_time = 0, which is always there"),
+            ("present_time", not self.present_time or self.absent_time > 0, "0 with absent_time = 0: nobody is ever absent"),
+            (
+                "download_bandwidth",
+                (self.upload_bandwidth > 0) == (self.download_bandwidth > 0),
+                "0 < x, for upload_bandwidth is given" if self.upload_bandwidth else "0, for upload_bandwidth is 0",
+            ),
+            ("latency_s", linked or not self.latency_s, "0 without upload_bandwidth and download_bandwidth"),
+            ("link_spread", linked or not self.link_spread, "0 without upload_bandwidth and download_bandwidth"),
+            ("unit_s", linked or self.unit_s == 1, "1 without upload_bandwidth and download_bandwidth: no message takes time"),
+            (
+                "upload",
+                not linked or self.upload in FIXED_LENGTH,
+                f"one of {', '.join(FIXED_LENGTH)} where messages take time: the clock runs ahead of the training, so "
+                "lengths must not depend on weights",
+            ),
+        ]
+
+    @property
+    def has_links(self) -> bool:
+        """Whether messages take virtual time."""
+        return self.upload_bandwidth > 0
+
+    @property
+    def has_absence(self) -> bool:
+        """Whether clients are away at times, or for good."""
+        return self.absent_time > 0 or self.lifetime > 0
+
     def least_work(self) -> float:
         """Virtual time below which no client's ``local_steps`` steps are ever done."""
         means = [
@@ -132,6 +204,35 @@ class FederatedParams(Params):
     def reaches(self, least: float, what: str) -> tuple[str, bool, str]:
         """The rule that the horizon leaves time for a first server step, which takes ``least`` at least."""
         return "horizon", self.horizon >= least, f"x >= {least:g}, {what}"
+
+
+class SelectionParams(FederatedParams):
+    """A server that chooses whom it works with."""
+
+    selected: int = Field(20, ge=1, description="clients that the server works with in a step (s)")
+    select: Literal["all", "present"] = Field(
+        "all", description="whom the server draws from: all, and absent ones are skipped, or those that are present"
+    )
+    speed_bias: float = Field(
+        0.0,
+        ge=-4,
+        le=4,
+        description="a client is drawn in proportion to its speed (1 / mean step time) to this power; 0 = all alike. "
+        "The server's rule does not correct for it",
+    )
+
+    def rules(self) -> list[tuple[str, bool, str]]:
+        return [*super().rules(), self.within("selected", "clients")]
+
+
+class ArrivalParams(FederatedParams):
+    """A server that steps at every arrival."""
+
+    interaction_time: float = Field(0.0, ge=0, description="virtual time the server spends on an arrival")
+
+    def rules(self) -> list[tuple[str, bool, str]]:
+        least = self.least_work() + self.interaction_time
+        return [*super().rules(), self.reaches(least, "local_steps and interaction_time of a first arrival")]
 
 
 def refusal(task: SupervisedTask, p: FederatedParams) -> str | None:

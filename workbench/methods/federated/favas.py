@@ -15,7 +15,8 @@ from workbench.federation.reweighting import client_moments, measured_moments
 from workbench.federation.trace import Trace, contacts
 from workbench.methods.federated._aggregator import Work
 from workbench.methods.federated._federated import FederatedTraining
-from workbench.methods.federated._params import FederatedParams
+from workbench.methods.federated._network import selection_law
+from workbench.methods.federated._params import SelectionParams
 from workbench.params import Field
 
 
@@ -75,10 +76,9 @@ class FAVAS:
         self.seen, self.total = state["seen"].clone(), state["total"].clone()
 
 
-class ContactParams(FederatedParams):
+class ContactParams(SelectionParams):
     """A server that contacts clients at its own pace."""
 
-    selected: int = Field(20, ge=1, description="clients contacted a server step (s)")
     waiting_time: float = Field(4.0, ge=0, description="virtual time the server waits before a step")
     interaction_time: float = Field(3.0, ge=0, description="virtual time of the exchange with the contacted clients")
     retain_partial_step: bool = Field(
@@ -89,7 +89,6 @@ class ContactParams(FederatedParams):
         length = self.waiting_time + self.interaction_time
         return [
             *super().rules(),
-            self.within("selected", "clients"),
             (
                 "waiting_time",
                 length > 0,
@@ -127,13 +126,14 @@ class FAVASTraining(FederatedTraining):
     params: Params
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
-        return contact_trace(self.params, seed, speeds)
+        return contact_trace(self.params, speeds, self.clock(seed))
 
     def aggregator(self) -> FAVAS:
         p = self.params
         if p.reweighting == "estimated":
             return FAVAS("estimated", p.clients)
-        if p.step_law == "recorded" or p.retain_partial_step:  # no closed form: the moments of this very trace
+        plain = p.step_law != "recorded" and not (p.retain_partial_step or p.speed_bias or p.has_absence or p.has_links)
+        if not plain:  # no closed form: the moments of this very trace
             law = measured_moments(self.schedule)
         else:
             law = client_moments(
@@ -144,15 +144,8 @@ class FAVASTraining(FederatedTraining):
         )
 
 
-def contact_trace(p: ContactParams, seed: int, speeds: Speeds) -> Trace:
+def contact_trace(p: ContactParams, speeds: Speeds, clock: dict[str, Any]) -> Trace:
     """The trace of a server that contacts clients at its own pace, to the horizon."""
-    return contacts(
-        speeds,
-        selected=p.selected,
-        K=p.local_steps,
-        waiting=p.waiting_time,
-        interaction=p.interaction_time,
-        horizon=p.horizon,
-        seed=seed,
-        retain_partial_step=p.retain_partial_step,
-    )
+    who = {"selected": p.selected, "select": p.select, "p": selection_law(speeds, p.speed_bias)}
+    pace = {"waiting": p.waiting_time, "interaction": p.interaction_time, "retain_partial_step": p.retain_partial_step}
+    return contacts(speeds, **who, **pace, **clock)

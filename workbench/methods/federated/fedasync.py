@@ -14,7 +14,7 @@ from workbench.federation.clock import Speeds
 from workbench.federation.trace import Trace, arrivals
 from workbench.methods.federated._aggregator import Stateless, Work
 from workbench.methods.federated._federated import FederatedTraining
-from workbench.methods.federated._params import FederatedParams
+from workbench.methods.federated._params import ArrivalParams
 from workbench.params import Field
 
 
@@ -61,7 +61,7 @@ class FedAsyncTraining(FederatedTraining):
         "params": {"clients": 20, "local_steps": 10, "batch_size": 32, "horizon": 400.0, "lr": 0.1},
     }
 
-    class Params(FederatedParams):
+    class Params(ArrivalParams):
         lr: float = Field(0.1, gt=0, le=100, description="learning rate of the clients' plain SGD")
         mixing: float = Field(0.6, gt=0, le=1, description="weight of a fresh delivery")
         staleness: Literal["constant", "polynomial", "hinge"] = Field(
@@ -69,25 +69,12 @@ class FedAsyncTraining(FederatedTraining):
         )
         a: float = Field(0.5, ge=0, description="power of the polynomial, or slope of the hinge")
         b: float = Field(4.0, ge=0, description="staleness up to which the hinge keeps the full weight")
-        interaction_time: float = Field(0.0, ge=0, description="virtual time the server spends on an arrival")
-
-        def rules(self) -> list[tuple[str, bool, str]]:
-            least = self.least_work() + self.interaction_time
-            return [*super().rules(), self.reaches(least, "local_steps and interaction_time of a first arrival")]
 
     params: Params
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
         p = self.params
-        return arrivals(
-            speeds,
-            C=p.clients,
-            K=p.local_steps,
-            route="same",
-            interaction=p.interaction_time,
-            horizon=p.horizon,
-            seed=seed,
-        )
+        return arrivals(speeds, C=p.clients, route="same", interaction=p.interaction_time, **self.clock(seed))
 
     def aggregator(self) -> FedAsync:
         p = self.params

@@ -12,7 +12,8 @@ from workbench.federation.clock import Speeds
 from workbench.federation.trace import Trace, rounds
 from workbench.methods.federated._aggregator import Stateless, Work
 from workbench.methods.federated._federated import FederatedTraining
-from workbench.methods.federated._params import FederatedParams
+from workbench.methods.federated._network import selection_law
+from workbench.methods.federated._params import SelectionParams
 from workbench.params import Field
 
 
@@ -40,8 +41,7 @@ class FedAvgTraining(FederatedTraining):
         "params": {"clients": 20, "selected": 4, "local_steps": 10, "batch_size": 32, "horizon": 3000.0},
     }
 
-    class Params(FederatedParams):
-        selected: int = Field(20, ge=1, description="clients of a round (s)")
+    class Params(SelectionParams):
         interaction_time: float = Field(3.0, ge=0, description="virtual time of the exchange at the end of a round")
         server_lr: float = Field(1.0, gt=0, le=10, description="step of the server along the mean difference")
 
@@ -49,7 +49,6 @@ class FedAvgTraining(FederatedTraining):
             least = self.least_work() + self.interaction_time
             return [
                 *super().rules(),
-                self.within("selected", "clients"),
                 self.reaches(least, "local_steps and interaction_time of a first round"),
             ]
 
@@ -57,9 +56,8 @@ class FedAvgTraining(FederatedTraining):
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
         p = self.params
-        return rounds(
-            speeds, selected=p.selected, K=p.local_steps, interaction=p.interaction_time, horizon=p.horizon, seed=seed
-        )
+        who = {"selected": p.selected, "select": p.select, "p": selection_law(speeds, p.speed_bias)}
+        return rounds(speeds, interaction=p.interaction_time, **who, **self.clock(seed))
 
     def aggregator(self) -> FedAvg:
         return FedAvg(self.params.server_lr)

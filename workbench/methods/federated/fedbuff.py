@@ -73,15 +73,8 @@ class FedBuffTraining(FederatedTraining):
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
         p = self.params
-        return buffered(
-            speeds,
-            Z=p.buffer,
-            K=p.local_steps,
-            interaction=p.interaction_time,
-            horizon=p.horizon,
-            seed=seed,
-            restart_from_old=p.restart_from_old,
-        )
+        options = {"interaction": p.interaction_time, "restart_from_old": p.restart_from_old}
+        return buffered(speeds, Z=p.buffer, **options, **self.clock(seed))
 
     def aggregator(self) -> FedBuff:
         return FedBuff(self.params.server_lr, self.params.staleness)

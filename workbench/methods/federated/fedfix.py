@@ -77,7 +77,7 @@ class FedFixTraining(FederatedTraining):
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
         p = self.params
-        common: dict[str, Any] = {"K": p.local_steps, "horizon": p.horizon, "seed": seed}
+        common = self.clock(seed)
         if p.scheme == "fedavg":
             return rounds(speeds, selected=p.clients, interaction=0.0, **common)
         if p.scheme == "async":

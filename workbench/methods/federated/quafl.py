@@ -62,7 +62,7 @@ class QuAFLTraining(FederatedTraining):
     params: Params
 
     def trace(self, seed: int, speeds: Speeds) -> Trace:
-        return contact_trace(self.params, seed, speeds)
+        return contact_trace(self.params, speeds, self.clock(seed))
 
     def aggregator(self) -> QuAFL:
         return QuAFL()
