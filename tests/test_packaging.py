@@ -123,6 +123,7 @@ def test_what_is_imported_is_declared():
         "nbformat": "papermill",
         "nbclient": "papermill",
         "nbconvert": "jupyterlab",
+        "ray": "flwr",
     }
     declared = {Requirement(r).name for group in (PROJECT["dependencies"], *EXTRAS.values()) for r in group}
     assert set(comes_with.values()) <= declared
