@@ -124,6 +124,7 @@ def test_what_is_imported_is_declared():
         "nbclient": "papermill",
         "nbconvert": "jupyterlab",
         "ray": "flwr",
+        "llvmlite": "numba",
     }
     declared = {Requirement(r).name for group in (PROJECT["dependencies"], *EXTRAS.values()) for r in group}
     assert set(comes_with.values()) <= declared
