@@ -1,0 +1,306 @@
+"""Cutting networks, auxiliary heads, local training: sizes of the papers' networks, exact isolation, equality where it must hold."""
+
+from __future__ import annotations
+
+import copy
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tracking.errors import UserError
+from workbench.datasets import models
+from workbench.decoupled import (
+    Costs,
+    DecoupledTraining,
+    LocalNetwork,
+    auxiliary_head,
+    auxiliary_heads,
+    balanced_cuts,
+    module_costs,
+    multiply_accumulates,
+    split,
+    units,
+)
+
+CIFAR = (3, 32, 32)
+
+
+def make(name: str, shape=CIFAR, width: float = 1.0, seed: int = 0) -> nn.Module:
+    return models.build(name, shape, 10, width, torch.Generator().manual_seed(seed))
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(n: int = 12, shape=(1, 8, 8), seed: int = 0):
+    g = seeded(seed)
+    return torch.randn(n, *shape, generator=g), torch.randint(10, (n,), generator=g)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+# --- cuts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "shape", "count"), [
+    ("mlp", (1, 8, 8), 3), ("perceptron", (1, 8, 8), 2), ("cnn", (1, 8, 8), 4), ("vgg_small", CIFAR, 9),
+    ("resnet20", CIFAR, 1 + 9 + 1), ("resnet18", CIFAR, 1 + 8 + 1), ("dgl_cnn4", (1, 8, 8), 4), ("dni_cnn", CIFAR, 3),
+])
+def test_units_in_a_row_are_the_network(name, shape, count):
+    model = make(name, shape, 0.1).eval()
+    pieces = units(model)
+    assert len(pieces) == count
+    x, _ = batch(3, shape)
+    for cuts in combinations(range(1, min(count, 5)), min(2, count - 1)):
+        modules = split(pieces, cuts)
+        assert torch.equal(nn.Sequential(*modules)(x), model(x))
+        assert [p for m in modules for p in m.parameters()] == list(model.parameters()), "the same parameters, in order"
+    if name not in ("dni_cnn", "dgl_cnn4"):  # what is handed on is what a nonlinearity puts out
+        for piece in pieces[:-1]:
+            x = piece(x)
+            assert x.min() >= 0
+
+
+@pytest.mark.parametrize("costs", [(5, 1, 1, 1, 5), (1, 2, 3, 4, 5, 6, 7), (3, 3, 3), (0, 0, 1, 0), (7, 1, 1, 7, 2, 2)])
+def test_balanced_cuts_are_the_best_of_all(costs):
+    def rating(cuts):
+        sums = [sum(costs[a:b]) for a, b in pairwise((0, *cuts, len(costs)))]
+        return max(sums), sum(s**2 for s in sums)
+
+    for modules in range(1, len(costs) + 1):
+        best = min(map(rating, combinations(range(1, len(costs)), modules - 1)))
+        found = balanced_cuts(costs, modules)
+        assert len(found) == modules - 1
+        assert rating(found) == best
+
+
+def test_wrong_cuts_are_refused():
+    pieces = units(make("mlp", (1, 8, 8)))
+    for cuts in ((0,), (3,), (2, 1), (1, 1)):
+        with pytest.raises(UserError, match="growing whole numbers from 1 to 2"):
+            split(pieces, cuts)
+    with pytest.raises(UserError, match="1 <= x <= 3"):
+        balanced_cuts((1, 2, 3), 4)
+    with pytest.raises(UserError, match="given Linear"):
+        units(nn.Linear(2, 2))
+
+
+# --- sizes of the papers' networks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "head", "primary", "heads"), [
+    # parameters a module and a head, counted from the layers that the official code of arXiv:1901.08164 builds
+    ("dgl_cnn4", "mlp_sr", (1_920, 74_112, 147_840, 295_680), (214_282, 846_346, 846_346, 2_114_058)),
+    ("dgl_cnn6", "mlp_sr", (3_840, 295_680, 590_592, 1_181_184, 2_360_832, 2_360_832),
+     (846_346, 3_363_850, 3_363_850, 13_412_362, 13_412_362, 8_422_410)),
+    ("dgl_cnn6_buffer", "mlp", (3_712, 147_712, 295_424, 590_336, 1_180_672, 2_360_320),
+     (796_426, 796_426, 3_165_706, 3_165_706, 12_622_858, 12_622_858)),
+])
+def test_parameter_counts_of_the_reference_networks(name, head, primary, heads):
+    modules = units(make(name))
+    x = torch.zeros(2, *CIFAR)
+    found = auxiliary_heads(modules, head, x)
+    convolutions = [m for m in modules[-1] if not isinstance(m, (nn.Linear, nn.BatchNorm1d))]
+    channels = [[m for m in module if isinstance(m, nn.Conv2d)][-1].out_channels for module in modules]
+    assert [size(m) for m in modules[:-1]] == list(primary[:-1])
+    assert sum(size(m) for m in convolutions) == primary[-1]
+    # the official heads also hold a batch norm that is never applied: 2c parameters
+    assert [size(h) + 2 * c for h, c in zip(found[:-1], channels, strict=False)] == list(heads[:-1])
+    assert size(modules[-1]) - primary[-1] + 2 * channels[-1] == heads[-1]
+
+
+def test_heads_of_resnet_110_at_its_cut_are_the_papers():
+    """54,922 parameters at 32 channels of 16x16 pixels in the comparison with DDG, 64 of them in the unused batch norm."""
+    assert size(auxiliary_head("mlp_sr", (32, 16, 16), 10)) == 54_922 - 64
+
+
+def test_sides_and_costs_of_the_six_layer_network():
+    """Sides 32, 16, 16, 8, 8, 8, and 3.5, 75.5, 151, 75.5, 151, 151 million MACs: pooling stands in modules 2 and 4."""
+    modules, x = units(models.dgl_cnn6(CIFAR, 10)), torch.zeros(1, *CIFAR)
+    costs = module_costs(modules, auxiliary_heads(modules, "mlp_sr", x), x)
+    share = [h / max(costs.primary[:5]) for h in costs.heads[:5]]
+    dear, _ = multiply_accumulates(auxiliary_head("cnn", (256, 16, 16), 10), torch.zeros(1, 256, 16, 16))
+    sides = []
+    for module in modules[:-1]:
+        x = module.eval()(x)
+        sides.append(x.shape[-1])
+    assert sides == [32, 16, 16, 8, 8]
+    assert [round(c / 1e6, 1) for c in costs.primary[:5]] == [3.5, 75.5, 151.0, 75.5, 151.0]
+    # heads against the largest module: 2.6-10.4 % for MLP-SR, 200 % for the CNN head of a module of its size
+    assert 0.009 < min(share) < 0.03
+    assert 0.08 < max(share) < 0.11
+    assert dear / costs.primary[2] == pytest.approx(2, abs=0.01)
+
+
+def test_costs_by_hand_and_the_speed_up_they_bound():
+    """Fields of K^2 c_in weights for each output value; F + B = 3 F."""
+    modules = [nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(32, 10))]
+    costs = module_costs(modules, [nn.Sequential(nn.Flatten(), nn.Linear(32, 5)), nn.Identity()], torch.zeros(4, 1, 4, 4))
+    assert costs == Costs((9 * 32, 320), (160, 0))
+    assert sum(costs.forward) + sum(costs.backward) == pytest.approx(1)
+    assert costs.local == pytest.approx(((288 + 160) / 608, 320 / 608))
+    assert costs.speedup == pytest.approx(608 / 448)
+    even = Costs((7,) * 4, (0,) * 4)
+    assert even.speedup == pytest.approx(4)
+    assert Costs((0, 0), (0, 0)).speedup == 1
+
+
+# --- heads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mlp_sr", "mlp", "cnn", "average", "linear", "conv5"])
+@pytest.mark.parametrize("shape", [(6, 8, 8), (6, 5, 7), (6, 1, 1), (6,)])
+def test_heads_give_scores_for_every_shape(kind, shape):
+    head = auxiliary_head(kind, shape, 4, seeded())
+    out = head(torch.randn(5, *shape, generator=seeded(1)))
+    assert out.shape == (5, 4)
+    (out * torch.arange(20.0).view(5, 4)).sum().backward()
+    assert all(p.grad is not None for p in head.parameters()), "no parameter is left unused"
+
+
+def test_heads_come_from_their_generator_alone():
+    before = torch.get_rng_state()
+    a, b = auxiliary_head("mlp_sr", (4, 8, 8), 3, seeded(5)), auxiliary_head("mlp_sr", (4, 8, 8), 3, seeded(5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    with pytest.raises(UserError, match="Did you mean 'mlp_sr'"):
+        auxiliary_head("mlp_rs", (4, 8, 8), 3)
+    with pytest.raises(UserError, match=r"shape \(4, 8\)"):
+        auxiliary_head("mlp", (4, 8), 3)
+
+
+def test_spatial_averaging_is_a_linear_map_of_means():
+    head = auxiliary_head("average", (3, 4, 6), 2, seeded())
+    x = torch.randn(7, 3, 4, 6, generator=seeded(1))
+    linear = head[-1]
+    torch.testing.assert_close(head(x), x.mean((2, 3)) @ linear.weight.T + linear.bias)
+
+
+# --- local training ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained():
+    """Three modules of the small convolutional network, with heads, in training."""
+    modules = split(units(make("dgl_cnn4", (1, 8, 8), 0.1)), (1, 2))
+    x, y = batch()
+    network = LocalNetwork(modules, auxiliary_heads(modules, "mlp", x, seeded(1)))
+    return DecoupledTraining(network, sgd), x, y
+
+
+def test_no_gradient_crosses_a_border(trained):
+    """After the update of module j nobody else has a gradient, and nobody else has moved; exactly."""
+    training, x, y = trained
+    network, inputs = training.network, x.clone().requires_grad_(True)
+    for j in range(3):
+        for p in network.parameters():
+            p.grad = None
+        before = copy.deepcopy(network.state_dict())
+        _, out = training.update(j, inputs, y)
+        own = {id(p) for p in (*network.bodies[j].parameters(), *network.heads[j].parameters())}
+        assert all((p.grad is not None) == (id(p) in own) for p in network.parameters())
+        assert inputs.grad is None
+        assert not out.requires_grad
+        assert out.grad_fn is None
+        moved = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+        assert moved
+        assert all(key.startswith((f"bodies.{j}.", f"heads.{j}.")) for key in moved)
+        inputs = out.requires_grad_(True)
+
+
+def test_no_later_weight_or_loss_reaches_an_earlier_module(trained):
+    """Module 1 trains alike whatever stands behind it: other weights, another cut, nothing at all."""
+    training, x, y = trained
+    other = copy.deepcopy(training)
+    alone = copy.deepcopy(training)
+    with torch.no_grad():
+        for p in other.network.bodies[1].parameters():
+            p.mul_(-3)
+    for _ in range(3):
+        training.step(x, y)
+        other.step(x, y)
+        alone.update(0, x, y)
+    for twin in (other, alone):
+        for a, b in zip(training.network.bodies[0].parameters(), twin.network.bodies[0].parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(next(training.network.bodies[1].parameters()), next(other.network.bodies[1].parameters()))
+
+
+def test_the_output_is_handed_on_as_it_was_before_the_update(trained):
+    """Algorithm 1 of arXiv:1901.08164: x_j is computed once, with the weights of before."""
+    training, x, y = trained
+    body = copy.deepcopy(training.network.bodies[0])
+    assert torch.equal(training.update(0, x, y)[1], body(x))
+
+
+def test_one_module_is_plain_training_to_the_bit():
+    model = make("dgl_cnn4", (1, 8, 8), 0.1)
+    twin = copy.deepcopy(model)
+    training, optimizer = DecoupledTraining(LocalNetwork([model], [nn.Identity()]), sgd), sgd(twin.parameters())
+    for seed in range(4):
+        x, y = batch(seed=seed)
+        (loss,) = training.step(x, y)
+        ours = F.cross_entropy(twin(x), y)
+        optimizer.zero_grad()
+        ours.backward()
+        optimizer.step()
+        assert torch.equal(loss, ours)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+def test_the_last_module_trains_as_if_it_were_alone_on_detached_inputs(trained):
+    training, x, y = trained
+    twin = copy.deepcopy(training)
+    training.step(x, y)
+    for j in range(2):
+        _, x = twin.update(j, x, y)
+    alone, optimizer = twin.network.bodies[2], twin.optimizers[2]
+    optimizer.zero_grad()
+    F.cross_entropy(alone(x), y).backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(training.network.bodies[2].parameters(), alone.parameters(), strict=True))
+
+
+def test_scores_of_heads_and_the_deployed_network(trained):
+    training, x, _ = trained
+    network = training.network.eval()
+    scores = network.outputs(x)
+    assert len(scores) == 3
+    assert torch.equal(scores[-1], network(x))
+    for n in (1, 2, 3):
+        assert torch.equal(network.deployed(n)(x), scores[n - 1])
+    shifted = network.outputs(x, lambda j, out: out * 0)
+    assert torch.equal(shifted[0], scores[0])
+    assert not torch.equal(shifted[1], scores[1])
+
+
+def test_what_cannot_be_trained_apart_is_refused():
+    layer = nn.Linear(4, 4)
+    with pytest.raises(UserError, match="Modules 1 and 2 share a parameter"):
+        DecoupledTraining(LocalNetwork([layer, nn.Sequential(layer)], [nn.Linear(4, 2), nn.Identity()]), sgd)
+    with pytest.raises(UserError, match="Module 2 and its head have no parameters"):
+        DecoupledTraining(LocalNetwork([layer, nn.ReLU()], [nn.Linear(4, 2), nn.Identity()]), sgd)
+    with pytest.raises(UserError, match="2 modules and 1 heads"):
+        LocalNetwork([layer, layer], [nn.Identity()])
+
+
+def test_state_goes_through_a_dictionary(trained):
+    training, x, y = trained
+    training.step(x, y)
+    twin = copy.deepcopy(training)
+    training.step(x, y)
+    with torch.no_grad():
+        for p in twin.network.parameters():
+            p.zero_()
+    twin.load_state_dict(training.state_dict())
+    assert [torch.equal(a, b) for a, b in zip(training.step(x, y), twin.step(x, y), strict=True)] == [True] * 3

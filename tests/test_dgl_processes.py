@@ -1,0 +1,113 @@
+"""Modules in processes of their own: equal to the simulation in lock step, free-running otherwise, ended cleanly when one is killed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tracking_helpers
+from tests.test_dgl_methods import BATCHES, PARAMS, SIZES, TASK, Ran
+from tracking.errors import UserError
+from workbench.decoupled.process_links import HEADER_BYTES
+from workbench.decoupled.processes import start
+
+# processes import torch, which takes many seconds on a machine that is busy
+WAIT_S = 250.0
+wait_for = functools.partial(tracking_helpers.wait_for, timeout=WAIT_S)
+THREE = PARAMS | {"modules": 3, "head": "mlp"}
+
+
+def begin(method: str, folder: Path, **params):
+    return start(method, TASK, THREE | params, task_params=SIZES, folder=folder)
+
+
+def all_gone(running) -> bool:
+    return all(worker.exitcode is not None for worker in running.workers)
+
+
+@pytest.mark.timeout(300)
+def test_in_lock_step_processes_are_the_simulation_to_the_bit(tmp_path):
+    """Weights, batch statistics and heads of every module, test figures and bytes."""
+    with begin("dgl", tmp_path / "run") as running:
+        outcome = running.wait(WAIT_S)
+    assert (outcome.status, outcome.reason) == ("finished", "")
+    assert all_gone(running)
+    simulated = Ran("dgl", modules=3)
+    network = simulated.state.training.network
+    for j in range(3):
+        saved = outcome.state_dict(j)
+        assert saved["updates"] == outcome.modules[j]["updates"] == 2 * BATCHES
+        for part, module in (("body", network.bodies[j]), ("head", network.heads[j])):
+            ours = module.state_dict()
+            assert saved[part].keys() == ours.keys()
+            assert all(torch.equal(saved[part][key], value) for key, value in ours.items()), f"{part} of module {j + 1}"
+    assert outcome.accuracy.items() <= simulated.evaluate().items()
+    # on the wire: what the ledger bills, and a header a message; all that was sent was received
+    billed = sum(row["bytes"] for line in outcome.modules for row in line["ledger"])
+    assert billed == simulated.bytes("up")
+    sent = [line["wire_sent_bytes"] for line in outcome.modules]
+    assert sum(sent) == billed + 2 * 2 * BATCHES * HEADER_BYTES
+    assert [line["wire_received_bytes"] for line in outcome.modules] == [0, *sent[:-1]]
+    assert len(outcome.record(0)) >= 2, "a line an epoch"
+    for line in outcome.modules:
+        assert 0 < line["busy_s"] <= line["seconds"]
+        assert line["busy_s"] + line["waited_s"] <= line["seconds"]
+
+
+@pytest.mark.timeout(300)
+def test_free_processes_do_their_updates_and_what_a_slow_one_sends_is_read_again(tmp_path):
+    """Quantised links, the first module four times as slow, by sleep: the second repeats batches."""
+    options = {"modules": 2, "slow_module": 1, "slowdown": 4.0, "codewords": 8, "group_size": 1, "sync_every": 3, "drift": "versioned",
+               "buffer": 4}
+    with begin("async_dgl_vq", tmp_path / "run", **options) as running:
+        outcome = running.wait(WAIT_S)
+    assert (outcome.status, outcome.reason) == ("finished", "")
+    first, second = outcome.modules
+    assert [line["updates"] for line in outcome.modules] == [2 * BATCHES] * 2
+    assert first["slept_s"] == pytest.approx(3 * first["busy_s"], rel=1e-6)
+    assert second["reuse"] > 0
+    assert second["buffer_bytes"] > 0
+    # messages under way when the run ended are sent, and need not have been taken in
+    assert 0 < second["wire_received_bytes"] <= first["wire_sent_bytes"]
+    messages = next(r["messages"] for r in first["ledger"] if r["codec"] == "vq")
+    assert first["wire_sent_bytes"] == sum(r["bytes"] for r in first["ledger"]) + HEADER_BYTES * messages
+    assert 0 <= outcome.accuracy["eval/accuracy"] <= 1
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_process_ends_the_run_with_all_that_was_recorded(tmp_path):
+    """SIGKILL of a module that another one sends to: the run says so, the other ends with a last line and its module saved."""
+    with begin("async_dgl", tmp_path / "run", modules=2, epochs=10_000) as running:
+        wait_for(lambda: min(running.updates()) > 2 * BATCHES)
+        os.kill(running.workers[1].pid, signal.SIGKILL)
+        outcome = running.wait(WAIT_S)
+        assert all_gone(running), "before anyone closes it"
+    assert (outcome.status, outcome.reason) == ("stopped", "module 2 was killed by signal 9")
+    last, saved = outcome.modules[0], outcome.state_dict(0)
+    assert running.workers[0].exitcode == 0
+    assert last["updates"] == saved["updates"] == running.updates()[0]
+    assert all(value.isfinite().all() for value in saved["body"].values())
+    assert outcome.state_dict(1)["updates"] >= BATCHES, "as of its last epoch"
+    assert outcome.record(1)[-1]["updates"] >= BATCHES
+    assert outcome.accuracy == {}
+
+
+@pytest.mark.parametrize(("method", "params", "words"), [
+    ("dni", {}, "Allowed|runs in processes|Known"), ("async_dgl", {"schedule": "random"}, "at their own pace"),
+    ("dgl", {"latency": 0.1}, "real links"), ("async_dgl", {"costs": "macs"}, "as long as it takes"), ("dgl", {"modules": 11}, "modules"),
+])
+def test_what_cannot_run_is_refused_before_anything_starts(method, params, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        begin(method, tmp_path / "run", **params)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused(tmp_path):
+    (tmp_path / "something").touch()
+    with pytest.raises(UserError, match="not empty"):
+        begin("dgl", tmp_path)

@@ -1,0 +1,109 @@
+"""The study of DGL: its runs are legal, its accounts are what the ledger bills, its figures show what happened."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from workbench.comparison import Comparison
+from workbench.decoupled import Channel, OnlineVQ
+from workbench.grouping import Group
+from workbench.spec import resolve
+from workbench.studies import dgl as paper
+
+SMALL = paper.Scale("digits/dgl_cnn4", {"width": 0.1, "train_size": 200, "test_size": 100}, epochs=2, batch_size=20)
+FULL = paper.Scale("cifar10/dgl_cnn4", {}, epochs=50, full=True)
+
+
+@pytest.mark.parametrize(("scale", "group"), [(SMALL, 1), (FULL, 16)], ids=["small", "full"])
+def test_every_run_is_legal_and_different(scale, group):
+    runs = [*paper.learning(scale), *paper.slowdowns(scale, (1.0, 1.2, 2.0)), *paper.buffer_sizes(scale, (1, 50)),
+            *paper.quantised(scale, (16, 256), group), *paper.relatives(scale)]
+    jobs = [resolve(**run, device="cpu") for run in runs]
+    assert len({job.spec.key for job in jobs}) >= len(runs) - 2  # backpropagation is in two sections, as is the run without a slow module
+    assert {job.spec.method for job in jobs} == {"decoupled_backprop", "dgl", "sequential_greedy", "async_dgl", "async_dgl_vq", "dni",
+                                                 "cdni", "ddg", "features_replay"}
+
+
+def test_rates_of_the_full_profile_are_the_official_ones():
+    p = resolve(**FULL.run("dgl"), device="cpu").method.params
+    assert (p.lr, p.momentum, p.weight_decay, p.lr_decay, p.lr_decay_epochs, p.batch_size) == (0.1, 0.9, 5e-4, 0.2, (15, 30, 45), 128)
+
+
+def test_accounts_are_what_a_channel_bills():
+    """Closed forms against encoded messages, which have 17 bytes of header and 4 of mark, a codebook 13."""
+    table = paper.account_table(SMALL, (8, 32), 1, buffer=3, sync_every=2)
+    for row in table[table.link == 2].to_dict("records"):
+        channels, places = row["channels"], row["positions"]
+        side = round(places**0.5)
+        x, y = torch.randn(20, channels, side, side), torch.zeros(20, dtype=torch.int64)
+        raw, coded = Channel("m", 10), Channel("m", 10, quantiser=OnlineVQ(channels, channels, row["K"]), sync_every=2)
+        raw.send(x, y)
+        for _ in range(4):
+            coded.send(x, y)
+        assert raw.ledger.metrics()["comm/up_bytes"] == row["raw message [B]"] + 17
+        assert coded.ledger.metrics()["comm/up_bytes"] == 4 * row["with its share of codebooks [B]"] + 4 * 21 + 2 * 13
+        assert row["buffer, raw [B]"] == 3 * row["raw message [B]"]
+
+
+def test_the_account_of_the_papers_network():
+    """64 times less by 256 codewords for 16 channels, labels and codebooks aside; 32 MiB and twice 16 MiB raw."""
+    table = paper.account_table(FULL, (256,), 16, buffer=1)
+    assert (table["raw message [B]"] - 128).tolist() == [32 * 2**20, 16 * 2**20, 16 * 2**20]
+    assert ((table["raw message [B]"] - 128) / (table["quantised [B]"] - 128)).tolist() == [64.0] * 3
+
+
+def test_the_time_line_shows_steps_and_waits():
+    figure = paper.time_line((1.0, 2.0, 1.0), until=9.0)
+    first, second, third = figure.data
+    assert list(first.base) == list(np.arange(9.0))
+    assert list(second.base) == [1.0, 3.0, 5.0, 7.0]
+    assert list(second.x) == [2.0] * 4
+    assert third.base[0] == 3.0
+    assert all(a + b <= 9.0 for trace in figure.data for a, b in zip(trace.base, trace.x, strict=True))
+
+
+def test_reuse_without_learning():
+    table = paper.reuse_table((1, 20), (1.0, 2.0), turns=6000)
+    newest = table[table.rule == "newest"].set_index(["M", "S"])
+    assert newest.loc[(1, 1.0), "reuse, normal"] == pytest.approx(0.5, abs=0.05)
+    assert newest.loc[(1, 2.0), "reuse, behind it"] == pytest.approx(2 / 3, abs=0.06)
+    quirk = table[table.rule != "newest"].set_index(["M", "S"])
+    assert quirk.loc[(20, 2.0), "age, into the slow module"] > 2 * newest.loc[(20, 2.0), "age, into the slow module"]
+
+
+def test_speed_that_the_model_allows():
+    """Four layers of 1.8, 18.9, 37.7 and 18.9 million MACs, the last with an MLP: 79.4 / 37.7 without heads from three modules on."""
+    table = paper.speed_table(("dgl_cnn4",), "mlp_sr").set_index("modules")
+    assert table.loc[1, "speed-up"] == 1
+    assert table.loc[4, "without heads"] == pytest.approx(79.37 / 37.75, abs=0.01)
+    assert (table["speed-up"] <= table["without heads"]).all()
+    assert table.loc[4, "heads' share [%]"] == pytest.approx(5.2, abs=0.1)
+
+
+class FakeRun:
+    """An ended run of known figures."""
+
+    def __init__(self, seed: int, accuracy: list[float]) -> None:
+        self.spec = {"seed": seed, "threads": 1}
+        self.folder = SimpleNamespace(path=f"run {seed}", read_run=lambda: {"tags": {"workbench.hardware": "a machine"}})
+        half = [a / 2 for a in accuracy]
+        self.table = pandas.DataFrame({"train/epoch": [1.0, 2.0], "eval/accuracy": accuracy, "eval/accuracy_module_1": half,
+                                       "eval/accuracy_ensemble": accuracy})
+
+    def frame(self) -> pandas.DataFrame:
+        return self.table
+
+
+def test_accuracy_of_every_module_by_epoch_and_at_the_end():
+    group = Group("dgl", {"method": "dgl", "task": "digits/dgl_cnn4"}, [FakeRun(0, [0.4, 0.8]), FakeRun(1, [0.6, 0.9])])
+    comparison = Comparison([group], [], "eval/accuracy", "train/epoch", {})
+    figure = paper.module_curves(comparison, "dgl", 2)
+    np.testing.assert_allclose(figure.data[0].y, [0.25, 0.425])
+    np.testing.assert_allclose(figure.data[1].y, [0.5, 0.85])
+    (row,) = paper.module_table(comparison, ["dgl"], 2).to_dict("records")
+    assert row == pytest.approx({"method": "dgl", "module 1 [%]": 42.5, "module 2 [%]": 85.0, "all together [%]": 85.0})

@@ -1,0 +1,131 @@
+"""Messages between processes over ``torch.distributed``: an inbox that listens and an outbox that speaks, in threads of their own.
+
+A call of gloo to a process that was killed may never return, so a module itself never makes one: it waits for its threads, and
+looks meanwhile whether the run is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from workbench.decoupled.buffer import ReplayBuffer
+from workbench.decoupled.channel import Channel, Message
+
+POLL_S = 0.02
+"""How often a process that waits looks whether the run is over."""
+HEADER_BYTES = 32
+"""Lengths of the three parts of a message and the number of its codebook."""
+
+
+class Gone(Exception):
+    """A neighbour does not answer any more."""
+
+
+class Inbox:
+    """What the module before has sent: a replay buffer, or in lock step one message after the other."""
+
+    def __init__(self, channel: Channel, buffer: ReplayBuffer | None) -> None:
+        self.channel, self.buffer = channel, buffer
+        self.waiting: list[Message] = []
+        self.changed = threading.Condition()
+        self.ended = False
+        self.bytes = 0
+
+    def listen(self, source: int) -> None:
+        """Receive until the sender ends; runs in a thread of its own."""
+        with contextlib.suppress(RuntimeError):  # the sender is gone: the run is about to be ended
+            while (message := self._next(source)) is not None:
+                with self.changed:
+                    if self.buffer is None:
+                        # one message waits while another is being worked on, as on the simulated line
+                        self.changed.wait_for(lambda: not self.waiting)
+                        self.waiting.append(message)
+                        self.channel.arrive(message)
+                    else:
+                        self.buffer.write(message)
+                        self.channel.arrive(message, [held[2] for held in self.buffer.items])
+                    self.changed.notify_all()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+    def _next(self, source: int) -> Message | None:
+        head = torch.empty(4, dtype=torch.int64)
+        dist.recv(head, source)
+        payload, labels, version, book = head.tolist()
+        if payload < 0:
+            return None
+        body = torch.empty(payload + labels + book, dtype=torch.uint8)
+        dist.recv(body, source)
+        self.bytes += HEADER_BYTES + body.numel()
+        data = body.numpy().tobytes()
+        return data[:payload], data[payload:payload + labels], version, data[payload + labels:]
+
+    def take(self, stop: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What to work on next, when it is there; ``None`` when the run is over or nothing can come any more."""
+        with self.changed:
+            while not stop.value:
+                message = (self.waiting.pop() if self.waiting else None) if self.buffer is None else self.buffer.read()
+                if message is not None:
+                    self.changed.notify_all()
+                    return self.channel.receive(message, device)  # under the lock: a new codebook may push out the one it needs
+                if self.ended:
+                    return None
+                self.changed.wait(POLL_S)
+        return None
+
+
+class Outbox:
+    """Sends to the module behind, from a thread of its own; one message is under way while the module works on."""
+
+    def __init__(self, target: int, stop: Any) -> None:
+        self.target, self.stop, self.bytes = target, stop, 0
+        self.changed = threading.Condition()
+        self.parts: tuple[torch.Tensor, ...] | None = None
+        self.failed = False
+
+    def speak(self) -> None:
+        """Send what there is; runs in a thread, as a send to a process that was killed may never return."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.parts is not None)
+            try:
+                for part in self.parts:
+                    dist.send(part, self.target)
+            except RuntimeError:
+                self.failed = True
+            with self.changed:
+                self.parts = None
+                self.changed.notify_all()
+
+    def send(self, message: Message) -> None:
+        """Hand a message over to the link, once this has taken the one before."""
+        payload, labels, version, book = message
+        head = torch.tensor([len(payload), len(labels), version, len(book)])
+        body = torch.frombuffer(bytearray(payload + labels + book), dtype=torch.uint8)
+        self._hand_over(head, body)
+        self.bytes += HEADER_BYTES + body.numel()
+
+    def end(self) -> None:
+        """Say that nothing more comes, and wait until all is sent, or the run is stopped."""
+        with contextlib.suppress(Gone):
+            self._hand_over(torch.full((4,), -1))
+            self._settle()
+
+    def _hand_over(self, *parts: torch.Tensor) -> None:
+        self._settle()
+        with self.changed:
+            self.parts = parts
+            self.changed.notify_all()
+
+    def _settle(self) -> None:
+        with self.changed:
+            while self.parts is not None and not self.failed and not self.stop.value:
+                self.changed.wait(POLL_S)
+        if self.failed or self.parts is not None:
+            raise Gone

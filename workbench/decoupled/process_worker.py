@@ -1,0 +1,174 @@
+"""One module in a process of its own: what it receives, trains, sends and records."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tracking.folder import write_atomic
+from workbench.decoupled.buffer import ReplayBuffer
+from workbench.decoupled.channel import Message
+from workbench.decoupled.process_links import Gone, Inbox, Outbox
+from workbench.method import Context
+from workbench.methods.decoupled._asynchronous import begin_epoch
+from workbench.spec import Job, resolve
+
+FOREVER = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every process is told; each makes the same network and data of it."""
+
+    method: str
+    task: str
+    params: dict[str, Any]
+    task_params: dict[str, Any]
+    seed: int
+    threads: int
+    device: str
+    modules: int
+    lock_step: bool
+
+    def job(self) -> Job:
+        """Method and task."""
+        return resolve(
+            self.method, self.task, self.params, task_params=self.task_params, seed=self.seed, device="cpu", threads=self.threads)
+
+
+@dataclass
+class Shared:
+    """Shared memory of a run."""
+
+    stop: Any
+    """Not 0: every process ends at its next step."""
+    updates: Any
+    """Of every module."""
+
+
+class Worker:
+    """The process of module ``j``."""
+
+    def __init__(self, j: int, setup: Setup, folder: Path, shared: Shared) -> None:
+        self.j, self.setup, self.folder, self.shared = j, setup, folder, shared
+        job, gpus = setup.job(), torch.cuda.device_count() if setup.device == "cuda" else 0
+        self.method, self.task = job.method, job.task
+        self.ctx = Context(device=torch.device("cuda", j % gpus) if gpus else torch.device("cpu"), seed=setup.seed)
+        self.task.setup(self.ctx)
+        state = self.method.init(self.task, self.ctx)
+        self.training, self.feed, self.channels = state.training, state.feed, state.channels
+        p = self.method.params
+        self.target = p.epochs * self.feed.batches
+        buffer = None if setup.lock_step else ReplayBuffer(p.buffer, p.recency, p.max_reads)
+        self.inbox = Inbox(self.channels[j - 1], buffer) if j else None
+        self.outbox = Outbox(j + 1, shared.stop) if j + 1 < setup.modules else None
+        self.updates = self.handed_on = self.reported = 0
+        self.busy_s = self.waited_s = self.slept_s = 0.0
+        self.losses: list[torch.Tensor] = []
+
+    def run(self) -> None:
+        """Work until all modules have done their updates, or the run is ended."""
+        if self.inbox:
+            threading.Thread(target=self.inbox.listen, args=(self.j - 1,), daemon=True).start()
+        if self.outbox:
+            threading.Thread(target=self.outbox.speak, daemon=True).start()
+        dist.barrier()  # the clock begins when all are there
+        self.begun = time.perf_counter()
+        with contextlib.suppress(Gone):
+            while not self._over() and self._turn():
+                if self.updates % self.feed.batches == 0 and self.updates > self.reported:
+                    self._report()
+        self._report()
+        if self.outbox:
+            self.outbox.end()
+
+    def _over(self) -> bool:
+        if self.setup.lock_step:
+            return bool(self.shared.stop.value) or self.updates >= self.target
+        return bool(self.shared.stop.value) or min(self.shared.updates) >= self.target
+
+    def _turn(self) -> bool:
+        """One step; ``False`` when there is nothing left to work on."""
+        at = time.perf_counter()
+        got = self.inbox.take(self.shared.stop, self.ctx.device) if self.inbox else None
+        if self.inbox and got is None:
+            return False
+        self.waited_s += (begin := time.perf_counter()) - at
+        out = self._work(*(got or self.feed.next(self.task, self.method.params.batch_size)))
+        worked = time.perf_counter() - begin
+        self.busy_s += worked
+        if extra := (self.method.params.pace(self.j) - 1) * worked:
+            time.sleep(extra)
+            self.slept_s += extra
+        if out is not None:
+            at = time.perf_counter()
+            self.outbox.send(out)
+            self.waited_s += time.perf_counter() - at
+        return True
+
+    def _work(self, x: torch.Tensor, y: torch.Tensor) -> Message | None:
+        j, method = self.j, self.method
+        learns = self.updates < self.target
+        if learns:
+            epoch, into = divmod(self.updates, self.feed.batches)
+            if into == 0:
+                begin_epoch(self.training.optimizers[j], method.lr_at(epoch), getattr(method.params, "reset_momentum", False))
+            self.training.network.train()
+            loss, out = self.training.update(j, x, y)
+            self.losses.append(loss)
+            self.updates += 1
+            self.shared.updates[j] = self.updates
+        else:
+            out = self.training.forward(j, x)
+            self.handed_on += 1
+        if self.ctx.device.type == "cuda":
+            torch.cuda.synchronize(self.ctx.device)
+        return self.channels[j].send(out, y, learns) if self.outbox else None
+
+    def _report(self) -> None:
+        """Append a line to the record, and save the module."""
+        self.reported = self.updates
+        seconds = time.perf_counter() - self.begun
+        line: dict[str, Any] = {
+            "seconds": seconds, "updates": self.updates, "handed_on": self.handed_on, "busy_s": self.busy_s, "slept_s": self.slept_s,
+            "waited_s": self.waited_s, "utilisation": self.busy_s / seconds if seconds else 0.0, "samples": self.feed.samples,
+            "wire_sent_bytes": self.outbox.bytes if self.outbox else 0, "wire_received_bytes": self.inbox.bytes if self.inbox else 0,
+            "ledger": self.ctx.ledger.table(),
+        }
+        if self.losses:
+            line["loss"] = torch.stack(self.losses).mean().item()
+            self.losses = []
+        if self.inbox and (buffer := self.inbox.buffer):
+            with self.inbox.changed:
+                line |= {"reuse": buffer.reuse, "age": buffer.age, "unread": buffer.unread, "buffer_bytes": buffer.nbytes}
+        with open(self.folder / f"module-{self.j}.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+        network, path = self.training.network, self.folder / f"module-{self.j}.pt"
+        saved = {"body": network.bodies[self.j].state_dict(), "head": network.heads[self.j].state_dict(), "updates": self.updates}
+        torch.save(saved, part := path.with_suffix(".part"))
+        os.replace(part, path)
+
+
+def main(j: int, setup: Setup, folder: str, shared: Shared) -> None:
+    """What the process of module ``j`` runs."""
+    torch.set_num_threads(setup.threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=j, world_size=setup.modules, timeout=FOREVER)
+        Worker(j, setup, Path(folder), shared).run()
+    except BaseException:
+        write_atomic(Path(folder) / f"module-{j}.error", traceback.format_exc())
+        raise
+    # no farewell: threads may still wait for a process that is gone
+    os._exit(0)
