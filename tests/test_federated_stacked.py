@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from workbench.federation.side_by_side import side_by_side
 from workbench.methods.federated import _local
 from workbench.methods.federated._local import Job, LocalSGD, Samples, draws
 from workbench.methods.federated._local_askew import LocalAskewSGD
 from workbench.methods.federated._local_luq import LocalLUQ
-from workbench.methods.federated._side_by_side import side_by_side
 
 STEPS = [3, 0, 5, 1, 4, 2]
 DATA = np.random.default_rng(1)

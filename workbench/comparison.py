@@ -153,7 +153,7 @@ class Comparison:
         return table
 
     def shown(self, target: float | None = None) -> pandas.DataFrame:
-        """:meth:`table` for reading: ``mean ± half-width`` in one column, empty columns left out, modelled joules with what they are for."""
+        """:meth:`table` for reading: ``mean ± half-width`` in one column, empty ones left out, modelled joules with what they are for."""
         table = self.table(target)
         for name in [c for c in table if f"{c} ±" in table]:
             pairs = list(zip(table[name], table.pop(f"{name} ±"), strict=True))

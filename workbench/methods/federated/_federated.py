@@ -83,14 +83,8 @@ class FederatedTraining(Method):
         p = self.params
         # trace and partition follow from the parameters and the seed: they are no memory of the algorithm
         labels = task.train_y.cpu().numpy()
-        self.shares: Partition = partition(
-            p.partition,
-            labels,
-            p.clients,
-            seed=derive_seed(ctx.seed, "partition"),
-            classes_per_client=p.classes_per_client,
-            alpha=p.concentration,
-        )
+        self.shares: Partition = partition(p.partition, labels, p.clients, seed=derive_seed(ctx.seed, "partition"),
+                                           classes_per_client=p.classes_per_client, alpha=p.concentration)
         self.client_speeds = self.speeds(ctx)
         self.model, self.batches = task.build_model(ctx), self.batches or Samples(task)
         if p.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()):
@@ -105,11 +99,9 @@ class FederatedTraining(Method):
         self._last_use, self._ends_with = last_use, Groups(last_use, len(last_use))
         self._begun_from = Groups(trace.start, len(last_use))
         server = self.local.flat.vector(self.model)
-        first = (
-            server
-            if trace.kind == "rounds"
-            else download(p, server, np.unique(trace.client[self._begun_from.of(0)]), ctx)
-        )
+        first = server
+        if trace.kind != "rounds":
+            first = download(p, server, np.unique(trace.client[self._begun_from.of(0)]), ctx)
         return FederatedState(server=server, versions={0: first.clone()}, own={}, aggregator=self.aggregator())
 
     def speeds(self, ctx: Context) -> Speeds:
@@ -117,15 +109,8 @@ class FederatedTraining(Method):
         p = self.params
         if p.step_law == "recorded":
             return Speeds.from_file(p.step_times)
-        return Speeds.two_classes(
-            p.clients,
-            slow_fraction=p.slow_fraction,
-            fast=p.fast_time,
-            slow=p.slow_time,
-            law=p.step_law,
-            slow_first=p.slow_first,
-            seed=derive_seed(ctx.seed, "speeds"),
-        )
+        return Speeds.two_classes(p.clients, slow_fraction=p.slow_fraction, fast=p.fast_time, slow=p.slow_time, law=p.step_law,
+                                  slow_first=p.slow_first, seed=derive_seed(ctx.seed, "speeds"))
 
     def clock(self, seed: int) -> dict[str, Any]:
         """What every generator of traces takes, beside the speeds."""
@@ -155,9 +140,7 @@ class FederatedTraining(Method):
         """A step that leaves local training to others: yields what is to be trained, is sent the losses, returns the metrics."""
         time = self.schedule.time
         state.before = now = self._now(state)
-        stop = int(
-            np.searchsorted(time, (now // self.params.report_every + 1) * self.params.report_every, side="right")
-        )
+        stop = int(np.searchsorted(time, (now // self.params.report_every + 1) * self.params.report_every, side="right"))
         tallies = []
         for t in range(state.step, max(stop, state.step + 1)):
             tallies.append((yield from self._server_step(t, state, ctx)))
@@ -206,9 +189,7 @@ class FederatedTraining(Method):
             some = slice(None) if kept.all() else torch.from_numpy(good).to(end.device)
             layout = Layout(self.parts, state.scales)
             arrived = upload(self.params, start[some], end[some], clients[good], contacts[good], before, ctx, layout)
-            work = Work(
-                *(torch.from_numpy(column[good].astype(np.int64)) for column in (clients, steps, t - trace.start[rows]))
-            )
+            work = Work(*(torch.from_numpy(column[good].astype(np.int64)) for column in (clients, steps, t - trace.start[rows])))
             state.server = state.aggregator.aggregate(before, start[some], arrived, work)
         counted = torch.from_numpy(kept & (steps > 0)).to(loss.device)
         distance = (end - before).square().sum(1)[torch.from_numpy(kept).to(end.device)]
@@ -222,12 +203,8 @@ class FederatedTraining(Method):
         if self.schedule.kind == "rounds":  # a model is sent to those selected, at the beginning of their work
             return download(self.params, state.server, clients, ctx).repeat(len(clients), 1)
         versions = self.schedule.start[rows].tolist()
-        return torch.stack(
-            [
-                state.own[c] if c in state.own else state.versions[v]
-                for c, v in zip(clients.tolist(), versions, strict=True)
-            ]
-        )
+        return torch.stack([state.own[c] if c in state.own else state.versions[v]
+                            for c, v in zip(clients.tolist(), versions, strict=True)])
 
     def _wave(self, t: int, rows: slice) -> slice:
         """The contacts to train together when ``rows``, those of server step ``t`` (from 0), are due.
@@ -270,9 +247,7 @@ class FederatedTraining(Method):
             end[far] = start[far] + shrink * (end[far] - start[far])
         return kept.cpu().numpy()
 
-    def _answer(
-        self, version: int, before: Tensor, end: Tensor, clients: np.ndarray, state: FederatedState, ctx: Context
-    ) -> None:
+    def _answer(self, version: int, before: Tensor, end: Tensor, clients: np.ndarray, state: FederatedState, ctx: Context) -> None:
         """Send the new model on, keep it while work begins from it, and forget versions that no work begins from."""
         trace = self.schedule
         going = self.reply(before, end, clients, ctx) if len(clients) else None
@@ -280,9 +255,7 @@ class FederatedTraining(Method):
             state.own.update((c, row.clone()) for c, row in zip(clients.tolist(), going, strict=True))
         else:
             received = state.server
-            if (
-                trace.kind == "arrivals"
-            ):  # a job goes to any client; of one not delivered before the end we know no party
+            if trace.kind == "arrivals":  # a job goes to any client; of one not delivered before the end we know no party
                 received = download(self.params, state.server, trace.client[self._begun_from.of(version)], ctx)
             elif trace.kind != "rounds":
                 received = download(self.params, state.server, clients, ctx)

@@ -14,7 +14,6 @@ ends agree to rounding.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracking.errors import UserError, unknown
-from workbench.methods.federated._side_by_side import side_by_side
+from workbench.federation.side_by_side import side_by_side, this_thread
 from workbench.methods.federated._stacked import by_step, chain_step, linear_chain
 
 if TYPE_CHECKING:
@@ -107,9 +106,9 @@ class Samples:
         if self.table is None:
             return self.task.batch(index)
         index, size = index.to(self.table.device), len(index) * self.table.shape[1]
-        buffer = self.buffers.get(threading.get_ident())
+        buffer = self.buffers.get(this_thread())
         if buffer is None or len(buffer) < size:
-            buffer = self.buffers[threading.get_ident()] = self.table.new_empty(size)
+            buffer = self.buffers[this_thread()] = self.table.new_empty(size)
         x = torch.index_select(self.table, 0, index, out=buffer[:size].view(len(index), -1))
         return x.view(-1, *self.shape), self.task.train_y.index_select(0, index)
 

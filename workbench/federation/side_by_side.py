@@ -53,6 +53,11 @@ def side_by_side(work: Callable[[int, T], None], pieces: Iterable[T]) -> None:
         wait(tasks)
 
 
+def this_thread() -> int:
+    """A key for what each thread keeps for itself."""
+    return threading.get_ident()
+
+
 class _Shared(Iterator[T]):
     """An iterator for several threads, which can be ended early."""
 
