@@ -61,8 +61,8 @@ def conv_net(*layers: nn.Module) -> nn.Module:
 SMALL = torch.Generator().manual_seed(0)
 TOKENS = torch.zeros(2, 5, dtype=torch.int64)
 NETWORKS = {
-    **{name: (lambda name=name, side=max(16, least): build(name, (3, side, side), 10, 0.125, SMALL),
-              torch.randn(4, 3, max(16, least), max(16, least))) for name, (_, least) in MODELS.items()},
+    **{name: (lambda name=name, side=side: build(name, (3, side, side), 10, 0.125, SMALL), torch.randn(4, 3, side, side))
+       for name, side in ((name, max(16, least)) for name, (_, least) in MODELS.items())},
     "stride 2 kernel 3": (lambda: conv_net(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)), torch.randn(2, 3, 9, 9)),
     "stride 3 kernel 1": (lambda: conv_net(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1, 3)), torch.randn(2, 3, 12, 12)),
     "dilation": (lambda: conv_net(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, dilation=2, padding=2)), torch.randn(2, 3, 9, 9)),
