@@ -14,7 +14,7 @@ from workbench import registry
 
 NODE = ("torch", "numpy", "pandas", "pydantic", "filelock")
 LAB = ("mlflow", "papermill", "jupyterlab", "ipywidgets", "anywidget", "plotly", "sklearn", "scipy", "pyarrow", "PIL", "tqdm", "pynvml",
-       "datasets")
+       "datasets", "numba")
 
 
 def examine() -> list[dict[str, Any]]:
