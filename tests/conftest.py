@@ -108,9 +108,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["WORKBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """The tensors of the tests are small: threads would only wait for each other."""
+    """Every test begins with one thread, whatever the one before it left: the order of summation depends on their number.
+
+    And the tensors of the tests are small: threads would only wait for each other.
+    """
     import torch
 
     torch.set_num_threads(1)

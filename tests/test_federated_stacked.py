@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,13 +20,6 @@ from workbench.methods.federated._local_luq import LocalLUQ
 STEPS = [3, 0, 5, 1, 4, 2]
 DATA = np.random.default_rng(1)
 X, Y = DATA.normal(size=(60, 1, 6, 6)), DATA.integers(0, 4, 60)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def batch_of(dtype: torch.dtype):
