@@ -95,12 +95,12 @@ def test_a_node_needs_five_packages():
 def test_conda_users_get_the_same():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
-    assert pip == ["-c constraints.txt", "-e .[lab,test]"]
+    assert pip == ["-c constraints.txt", "-e .[lab,graphs,llm,test]"]
     assert {"lab", "test"} <= set(EXTRAS)
     python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.split("=")[1])
     assert "constraints.txt" in (ROOT / "Makefile").read_text()
-    assert ".[lab,test]" in (ROOT / "Makefile").read_text()
+    assert ".[lab,graphs,llm,test]" in (ROOT / "Makefile").read_text()
 
 
 def third_party(file: Path) -> set[str]:
