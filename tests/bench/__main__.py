@@ -2,7 +2,8 @@
 
 A benchmark is a module ``bench_<what>.py`` with ``main() -> list of rows``: name, ours, peer, unit, ratio, n, target;
 or name and ``skipped``, the reason why nothing was measured.
-The table is printed and written to ``tracking/results/bench/<hardware>.json`` with its provenance.
+The table is printed, written as a page with its curves to ``bench.html`` in the home folder, and, when it is whole, kept in
+``tracking/results/bench/<hardware>.json`` with its provenance.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from tests.bench import page
+from tracking.address import home
 from tracking.folder import write_atomic
 from tracking.results import ROOT, slug
 from workbench.provenance import hardware, record
@@ -31,8 +34,9 @@ def main(names: list[str]) -> int:
         for row in importlib.import_module(f"tests.bench.bench_{name}").main():
             rows.append(row)
             print("  " + describe(row), flush=True)
+    machine = hardware("cpu")
+    print(f"page: {page.write(home() / 'bench.html', rows, record() | {'hardware': machine})}")
     if not names:
-        machine = hardware("cpu")
         path = ROOT / "bench" / f"{slug(machine)}.json"
         write_atomic(path, json.dumps({"hardware": machine, "provenance": record(), "rows": rows}, indent=1) + "\n")
         print(f"written to {path}")

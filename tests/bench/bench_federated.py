@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.bench.page import on_curve
 from tracking.errors import UserError
 from workbench.datasets.models import perceptron, resnet20
 from workbench.method import Context
@@ -170,7 +171,7 @@ def scaling() -> list[Row]:
             row = {"name": name, "ours": each, "unit": "us a gradient step", "n": state.gradients}
             if n > 100:
                 row |= {"ratio": each / hundred, "target": "<= 1.5 times that of 100 clients", "met": each <= 1.5 * hundred}
-            rows.append(row)
+            rows.append(on_curve(row, "Cost of a local step, by clients", n, "clients", "FAVAS replay"))
     return rows
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.bench.page import on_curve
 from workbench.boolean.layers import BooleanConv2d, BooleanLinear
 from workbench.boolean.networks import BooleanOptions, booleanise
 from workbench.boolean.packed import PackedConv2d, PackedLinear, export, pack, weight_bytes
@@ -72,12 +73,13 @@ def linear() -> Iterable[dict]:
         x = signs(batch, SIDE)
         words = pack(x)
         assert torch.equal(packed(words).float(), F.linear(x, layer.weight))
-        yield timed(
+        made = timed(
             f"{what}, batch {batch}",
             lambda x=x: packed(pack_rows(x)),
             lambda x=x: F.linear(x, layer.weight),
             target=8 if batch == 1 else 1,
         )
+        yield on_curve(made, f"Boolean linear, {SIDE} x {SIDE}", batch, "inputs in a batch", "packed, inputs included", "torch float32")
         if batch in (1, 64):
             yield timed(
                 f"{what}, batch {batch}, inputs packed",
@@ -101,7 +103,7 @@ def real() -> Iterable[dict]:
             target=1 if batch == 1 else None,
         )
         faster = batch if made["ratio"] > 1 else faster
-        yield made
+        yield on_curve(made, f"Packed weight times real inputs, {SIDE} x {SIDE}", batch, "inputs in a batch", "packed", "torch float32")
     name = "packed weight x real, largest batch of 1, 2, 4 ... 128 at which it is faster"
     yield {"name": name, "ours": faster, "unit": "inputs", "n": 8}
 
