@@ -25,7 +25,7 @@ QUIET = ["--tracking", "off", "--threads", "1", "--device", "cpu"]
 
 def cli(*words: str, code: int = 0, loads: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``workbench words`` in a process of its own. ``loads``: a file for the names of the modules that it imported."""
-    command = [sys.executable, "-m", "workbench.cli", *words]
+    command = [sys.executable, "-m", "workbench", *words]
     if loads:
         script = (
             "import sys\nfrom workbench.cli import main\n"

@@ -7,9 +7,9 @@ engine does the rest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tracking.ledger import Ledger
 from workbench.params import Params
@@ -48,6 +48,24 @@ class Context:
         import torch
 
         return torch.Generator("cpu" if cpu else self.device).manual_seed(derive_seed(self.seed, purpose))
+
+
+@dataclass(frozen=True)
+class View:
+    """Something to look at inside an algorithm, as plain arrays or lists: whoever shows it draws it.
+
+    ``groups`` maps a name to its values: of a ``"histogram"`` the values themselves, of ``"points"`` and ``"lines"`` a pair (x, y) of equal
+    lengths, of ``"bars"`` one number; of a ``"matrix"`` there is one group, two-dimensional, rows from the top.
+    """
+
+    title: str
+    kind: Literal["histogram", "points", "lines", "bars", "matrix"]
+    groups: Mapping[str, Any]
+    x: str = ""
+    """What the horizontal axis shows, with its unit in brackets."""
+    y: str = ""
+    note: str = ""
+    """What a reader must know, in a sentence or two."""
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -103,6 +121,10 @@ class Method:
         ``None``: no energy is modelled for this method. Joules count per sample of ``train/samples``.
         """
         return None
+
+    def views(self, state: Any, task: Task) -> list[View]:
+        """What there is to see inside ``state`` now. Called when a person asks, between two steps; leaves ``state`` as it is."""
+        return []
 
     def evaluation_due(self, state: Any) -> bool:
         """Whether the engine evaluates after the step just made. The last step is always evaluated."""

@@ -8,6 +8,7 @@ from a machine with CUDA and Triton: elsewhere a line says why they are left out
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import statistics
 import sys
 import time
@@ -26,6 +27,8 @@ from workbench.datasets.models import vgg_small
 
 TURNS = 15
 SIDE = 4096
+DEPTH = 8
+"""Layers gone through in turn: 16 MiB of packed weights, more than a core keeps."""
 VGG = ((128, 128, 32), (128, 256, 16), (256, 256, 16), (256, 512, 8), (512, 512, 8))
 """Channels in and out and side of the map, of the Boolean convolutions of VGG-Small."""
 
@@ -36,16 +39,22 @@ def main() -> list[dict]:
         return [*linear(), *real(), *convolutions(), *networks(), *cuda()]
 
 
-def turns(ours: Callable, peer: Callable, n: int = TURNS) -> tuple[float, float]:
-    """Median seconds of both, one after the other ``n`` times, once both are warm."""
+def turns(ours: Callable, peer: Callable, n: int = TURNS, calls: int = 1) -> tuple[float, float]:
+    """Median seconds of a call of each, ``calls`` calls of one after as many of the other, ``n`` times.
+
+    The first call of a turn is not timed: in it the other side's idle threads may still spin on the cores.
+    """
     times: list[tuple[float, float]] = []
-    for _ in range(n + 2):
-        begin = time.perf_counter()
-        ours()
-        between = time.perf_counter()
-        peer()
-        times.append((between - begin, time.perf_counter() - between))
-    mine, theirs = zip(*times[2:], strict=True)
+    for _ in range(n):
+        turn = []
+        for side in (ours, peer):
+            side()
+            begin = time.perf_counter()
+            for _ in range(calls):
+                side()
+            turn.append((time.perf_counter() - begin) / calls)
+        times.append((turn[0], turn[1]))
+    mine, theirs = zip(*times, strict=True)
     return statistics.median(mine), statistics.median(theirs)
 
 
@@ -55,8 +64,8 @@ def row(name: str, ours: float, peer: float, n: int, target: float | None = None
     return made | ({"target": f">= {target:g}", "met": peer / ours >= target} if target else {})
 
 
-def timed(name: str, ours: Callable, peer: Callable, n: int = TURNS, target: float | None = None) -> dict:
-    mine, theirs = turns(ours, peer, n)
+def timed(name: str, ours: Callable, peer: Callable, n: int = TURNS, target: float | None = None, calls: int = 1) -> dict:
+    mine, theirs = turns(ours, peer, n, calls)
     return row(name, 1e3 * mine, 1e3 * theirs, n, target)
 
 
@@ -65,28 +74,34 @@ def signs(*shape: int) -> torch.Tensor:
 
 
 def linear() -> Iterable[dict]:
-    """Xnor and count of 4096 x 4096 weights, from one input to a batch of 64, and the bytes of the weight."""
-    layer = BooleanLinear(SIDE, SIDE)
-    packed = PackedLinear.of(layer)
+    """Xnor and count of 4096 x 4096 weights, from one input to a batch of 64, and the bytes of the weight.
+
+    As in a deep network: layer after layer, so that no weight is in a core's cache when its turn comes, for either side.
+    """
+    layers = [BooleanLinear(SIDE, SIDE) for _ in range(DEPTH)]
+    packed = [PackedLinear.of(layer) for layer in layers]
     what = f"xnor linear {SIDE} x {SIDE}"
     for batch in (1, 2, 4, 8, 16, 32, 64):
         x = signs(batch, SIDE)
         words = pack(x)
-        assert torch.equal(packed(words).float(), F.linear(x, layer.weight))
+        assert torch.equal(packed[0](words).float(), F.linear(x, layers[0].weight))
+        mine, theirs = itertools.cycle(packed), itertools.cycle(layers)
         made = timed(
             f"{what}, batch {batch}",
-            lambda x=x: packed(pack_rows(x)),
-            lambda x=x: F.linear(x, layer.weight),
+            lambda x=x, mine=mine: next(mine)(pack_rows(x)),
+            lambda x=x, theirs=theirs: F.linear(x, next(theirs).weight),
             target=8 if batch == 1 else 1,
+            calls=DEPTH,
         )
         yield on_curve(made, f"Boolean linear, {SIDE} x {SIDE}", batch, "inputs in a batch", "packed, inputs included", "torch float32")
         if batch in (1, 64):
             yield timed(
-                f"{what}, batch {batch}, inputs packed",
-                lambda words=words: packed(words),
-                lambda x=x: F.linear(x, layer.weight),
+                f"{what}, batch {batch}, one layer over and over, inputs packed",
+                lambda words=words: packed[0](words),
+                lambda x=x: F.linear(x, layers[0].weight),
+                calls=DEPTH,
             )
-    yield row(f"{what}, bytes of the weight", packed.weight.nbytes, layer.weight.nbytes, 1, 32, "B")
+    yield row(f"{what}, bytes of the weight", packed[0].weight.nbytes, layers[0].weight.nbytes, 1, 32, "B")
 
 
 def real() -> Iterable[dict]:
@@ -101,6 +116,7 @@ def real() -> Iterable[dict]:
             lambda x=x: F.linear(x, layer.weight),
             n=7 if batch > 16 else TURNS,
             target=1 if batch == 1 else None,
+            calls=4,
         )
         faster = batch if made["ratio"] > 1 else faster
         yield on_curve(made, f"Packed weight times real inputs, {SIDE} x {SIDE}", batch, "inputs in a batch", "packed", "torch float32")

@@ -21,7 +21,7 @@ from tracking.errors import UserError
 from workbench.federation.clock import Speeds
 from workbench.federation.partition import Partition, partition
 from workbench.federation.trace import Trace
-from workbench.method import Context, Method, Progress, derive_seed
+from workbench.method import Context, Method, Progress, View, derive_seed
 from workbench.methods.federated._aggregator import Aggregator, Work
 from workbench.methods.federated._exchange import Groups, Layout, download, upload
 from workbench.methods.federated._local import Job, Samples, draws
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_WAVE = 256
 """Contacts trained before their turn, at most: models held for it."""
+MAX_SHOWN = 60
+"""Clients of a time line, at most: beyond, the marks run into each other."""
 
 
 class FederatedTraining(Method):
@@ -126,6 +128,19 @@ class FederatedTraining(Method):
             except StopIteration as ended:
                 return ended.value
             losses = self.train(request, ctx)
+
+    def views(self, state: FederatedState, task: SupervisedTask) -> list[View]:
+        """Who delivered when, and how much each client has contributed so far."""
+        trace, done = self.schedule, int(self.schedule.offsets[state.step])
+        client, shown = trace.client[:done], min(trace.n, MAX_SHOWN)
+        when = np.repeat(trace.time[:state.step], np.diff(trace.offsets[:state.step + 1]))
+        groups = {kind: (when[part], client[part]) for kind, part in (
+            ("work from the newest model", (trace.staleness[:done] == 0) & (client < shown)),
+            ("work from an older model", (trace.staleness[:done] > 0) & (client < shown))) if part.any()}
+        work = np.bincount(client, weights=trace.steps[:done], minlength=trace.n)
+        first = f" The first {shown} of {trace.n} clients." if shown < trace.n else ""
+        return [View("Time line of the clients", "points", groups, x="virtual time", y="client", note=f"A mark is a delivery.{first}"),
+                View("Gradient steps of each client", "histogram", {"clients": work}, x="gradient steps delivered so far")]
 
     def train(self, request: Request, ctx: Context) -> Tensor:
         """Do the local training that a step asks for; each row's mean loss."""
@@ -237,7 +252,9 @@ class FederatedTraining(Method):
 
     def _judge(self, start: Tensor, end: Tensor, state: FederatedState) -> np.ndarray:
         """Which deliveries are finite, (m,) bool, after those that are too long were shortened in place."""
-        kept = torch.isfinite(end).all(1)
+        kept = end.sum(1).isfinite()  # infinity and NaN reach the sum; it is one pass instead of three, and cannot pass over one
+        if not kept.all():  # a sum may also overflow on its own
+            kept = end.isfinite().all(1)
         state.diverged += int((~kept).sum())
         if self.params.on_divergence == "clip":
             length = (end - start).norm(dim=1)
