@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,10 +56,22 @@ def test_in_lock_step_processes_are_the_simulation_to_the_bit(tmp_path):
     sent = [line["wire_sent_bytes"] for line in outcome.modules]
     assert sum(sent) == billed + 2 * 2 * BATCHES * HEADER_BYTES
     assert [line["wire_received_bytes"] for line in outcome.modules] == [0, *sent[:-1]]
+    if "kernel_received_bytes" in outcome.modules[0]:
+        # gloo puts some tens of bytes before each of the two parts of a message, and processes exchange some to meet
+        for line in outcome.modules:
+            over = line["kernel_received_bytes"] - line["wire_received_bytes"]
+            assert 0 <= over <= 2 * 2 * BATCHES * 100 + 20_000
     assert len(outcome.record(0)) >= 2, "a line an epoch"
-    for line in outcome.modules:
+    for j, line in enumerate(outcome.modules):
         assert 0 < line["busy_s"] <= line["seconds"]
         assert line["busy_s"] + line["waited_s"] <= line["seconds"]
+        shares = line["updates"] / line["updates_per_s"], line["busy_s"] / line["utilisation"], line["waited_s"] / line["idle"]
+        assert shares == pytest.approx([line["seconds"]] * 3)
+        # the module's own, and Adam's two moments and a step count a parameter; nothing of the other modules
+        own = [*network.bodies[j].parameters(), *network.heads[j].parameters()]
+        buffers = [*network.bodies[j].buffers(), *network.heads[j].buffers()]
+        adam = sum(2 * p.numel() * 4 + 4 for p in own)
+        assert line["state_bytes"] == sum(t.numel() * t.element_size() for t in (*own, *buffers)) + adam
 
 
 @pytest.mark.timeout(300)
@@ -107,7 +122,30 @@ def test_what_cannot_run_is_refused_before_anything_starts(method, params, words
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("device", "words"), [("cuda", "torch finds no GPU here"), ("gpu", "Known|Did you mean|cuda")])
+def test_a_device_that_is_not_there_is_refused(device, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=words):
+        start("dgl", TASK, THREE, folder=tmp_path / "run", device=device)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_used_folder_is_refused(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match="not empty"):
         begin("dgl", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_caller(tmp_path):
+    """SIGKILL of the process that started it: nobody waits for the modules any more, and they end by themselves."""
+    program = (f"import json, time\nfrom workbench.decoupled.processes import start\n"
+               f"running = start('async_dgl', {TASK!r}, {THREE | {'modules': 2, 'epochs': 10_000}!r}, task_params={SIZES!r}, "
+               f"folder={str(tmp_path / 'run')!r})\n"
+               "while min(running.updates()) < 2:\n    time.sleep(0.05)\n"
+               "print(json.dumps([w.pid for w in running.workers]), flush=True)\ntime.sleep(600)\n")
+    caller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    pids = json.loads(caller.stdout.readline())
+    caller.kill()
+    caller.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

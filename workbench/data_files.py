@@ -1,4 +1,4 @@
-"""Data files: Parquet of coded images or texts and npz archives to checked arrays, and back to npz."""
+"""Data files: Parquet of coded images or texts, npz archives and JSON to checked arrays, and back to npz."""
 
 from __future__ import annotations
 
@@ -67,6 +67,15 @@ def read_npz(path: Path, declared: Declaration) -> Decoded:
             SyntaxError, TypeError, AttributeError, MemoryError, OverflowError, RuntimeError) as error:  # broken headers
         raise Damaged(f"{path} is damaged or not the data set {declared.name!r}: {_first_line(error)}.") from error
     return Decoded(arrays, source, note)
+
+
+def read_json(path: Path, declared: Declaration) -> Decoded:
+    """Read the JSON file of a data set's source; raises :class:`Damaged` when it is no such file."""
+    digest = check_sum(path)
+    try:
+        return Decoded.checked(declared, declared.read_json(path), f"{path.name}, sha256 {digest[:16]}", "")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:  # what parsing raises
+        raise Damaged(f"{path} is damaged or not the data set {declared.name!r}: {_first_line(error)}.") from error
 
 
 def write_npz(path: Path, value: Decoded, *, compress: bool) -> None:

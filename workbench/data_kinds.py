@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +27,11 @@ class Declaration:
     name: str
     title: str
     file: str
-    """Name of the Parquet file, without suffix."""
+    """Name of the Parquet file, without suffix; empty: there is none."""
     _: KW_ONLY
     licence: str
     hub: str = ""
-    """Hugging Face id, empty when there is none."""
+    """What is downloaded: a Hugging Face id, or what :meth:`retrieve` makes of it; empty when there is nothing."""
     stand_in: str = "digits/mlp"
     """Embedded task that needs neither a file nor a network."""
     embedded: bool = False
@@ -60,6 +61,27 @@ class Declaration:
     def download(self, datasets: Any) -> tuple[Arrays, str]:
         """As :meth:`decode`, from :attr:`hub` through the module ``datasets``. Only for sets with a hub id."""
         raise NotImplementedError
+
+    def retrieve(self) -> tuple[Arrays, str, str]:
+        """Arrays and coding of :attr:`hub` through the ecosystem's own loader, and the words for where they came from."""
+        import datasets  # optional
+
+        arrays, coding = self.download(datasets)
+        return arrays, coding, f"Hugging Face {self.hub}, datasets {datasets.__version__}"
+
+    @property
+    def json_file(self) -> str:
+        """Path within a data folder of the source's own JSON file, which :meth:`read_json` reads; empty: there is none."""
+        return ""
+
+    def read_json(self, path: Path) -> Arrays:
+        """Arrays of the :attr:`json_file`."""
+        raise NotImplementedError
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that hold it, best first."""
+        return tuple(filter(None, (self.file and f"{self.file}.parquet", f"{self.name}.npz", self.json_file)))
 
 
 def rows_of(table: pyarrow.Table, split: str) -> slice | np.ndarray:

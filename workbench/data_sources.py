@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracking.errors import UserError
-from workbench.data_files import Damaged, Decoded, read_npz, read_parquet, write_npz
+from workbench.data_files import Damaged, Decoded, read_json, read_npz, read_parquet, write_npz
 from workbench.data_kinds import Arrays, photographs
 
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ def sources_of(d: Declaration) -> list[Source]:
     if d.embedded and util.find_spec("sklearn"):
         found.append((lambda: _read_package(d), f"scikit-learn {metadata.version('scikit-learn')}"))
     for folder in filter(None, (data_folder(), cache_folder())):
-        parquet, npz = folder / f"{d.file}.parquet", folder / f"{d.name}.npz"
-        if parquet.is_file():
-            found.append((lambda p=parquet: read_parquet(p, d), parquet))
-        if npz.is_file():
-            found.append((lambda p=npz: read_npz(p, d), npz))
+        for path in map(folder.joinpath, d.files):
+            if path.is_file():
+                found.append((lambda path=path: _read_file(path, d), path))
     return found
+
+
+def _read_file(path: Path, d: Declaration) -> Decoded:
+    return {".parquet": read_parquet, ".npz": read_npz, ".json": read_json}[path.suffix](path, d)
 
 
 def read_any(d: Declaration, sources: list[Source]) -> Decoded:
@@ -66,6 +68,8 @@ def read_any(d: Declaration, sources: list[Source]) -> Decoded:
     if d.hub:
         try:
             value = _download(d)
+        except UserError as error:
+            reasons.append(str(error))
         except Exception as error:  # the loader raises errors of a dozen libraries
             reasons.append(f"The download of {d.hub!r} failed: {type(error).__name__}: {str(error).splitlines()[0]}."
                            if str(error) else f"The download of {d.hub!r} failed: {type(error).__name__}.")
@@ -79,9 +83,9 @@ def _missing(d: Declaration, reasons: list[str]) -> str:
     folder = data_folder()
     looked = f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" if folder else "the folder WORKBENCH_DATA names (not set)"
     return "\n".join([
-        f"Data set {d.name!r} is not at hand. Looked for {d.file}.parquet and {d.name}.npz in {looked} and in {cache_folder()}.",
+        f"Data set {d.name!r} is not at hand. Looked for {' and '.join(d.files)} in {looked} and in {cache_folder()}.",
         *reasons,
-        "Put one of the two files into a folder and set WORKBENCH_DATA to it"
+        f"Put {'one of the two files' if len(d.files) > 1 else 'the file'} into a folder and set WORKBENCH_DATA to it"
         f"{f', or run {_fetching(d)}' if d.hub or d.embedded else ''}.", f"The task {d.stand_in!r} needs no data." if not d.embedded else
         "Or install scikit-learn, which holds it."])
 
@@ -91,10 +95,8 @@ def _fetching(d: Declaration) -> str:
 
 
 def _download(d: Declaration) -> Decoded:
-    import datasets  # optional
-
-    arrays, coding = d.download(datasets)
-    return Decoded.checked(d, arrays, f"Hugging Face {d.hub}, datasets {datasets.__version__}", coding)
+    arrays, coding, source = d.retrieve()
+    return Decoded.checked(d, arrays, source, coding)
 
 
 # --- what comes with scikit-learn ---------------------------------------------------------------------------

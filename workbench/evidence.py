@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,8 +35,31 @@ def write(comparison: Comparison, path: str | os.PathLike[str], *, target: float
             # a cost that is the same for all is no trade-off
             costs = [name for name in part.reported(COSTS) if name != c.metric and len({g.mean(name).mean for g in part.groups}) > 1]
             sections.append((f"{lead}Trade-offs", *_drawn(part.pareto, [(cost,) for cost in costs])))
+    if len(c.tasks) > 1:
+        sections.append(("Over all tasks", *_drawn(c.profiles, [()])))
     sections += [("Parameters", *_parameters(c)), ("Runs", _runs(c))]
     return report(path, title or f"{c.metric} on {tasks}", [s for s in sections if len(s) > 1], _provenance(c))
+
+
+def log(comparison: Comparison, study: str, *, tracking: str | None = None, target: float | None = None) -> str:
+    """Write the report, log it to the study's MLflow run, and return the link to that; the report's path where tracking is off."""
+    from tracking.address import home, tracking_uri
+
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", study):
+        raise UserError(f"study = {study!r} is refused. Allowed: letters, digits, '_', '-' and '.'.")
+    path = write(comparison, home() / "reports" / f"{study}.html", target=target)
+    uri = tracking_uri(tracking)
+    if uri is None:
+        return str(path)
+    from tracking.store import Store
+
+    store = Store(uri)
+    runs = sum(len(g.runs) for g in comparison.groups)
+    note = f"# {comparison.metric} on {', '.join(comparison.tasks)}\n\n{runs} runs side by side: see the artifact `{path.name}`."
+    run_id = store.study_run(f"{study}-comparison", study, f"{study} (comparison)", tags={"workbench.study": study}, note=note)
+    store.log_artifacts(run_id, [path])
+    store.finish(run_id, "finished")
+    return store.run_url(run_id, study)
 
 
 def _result(c: Comparison, target: float | None) -> list[Table]:

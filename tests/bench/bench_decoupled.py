@@ -2,17 +2,19 @@
 
 Speed is measured side by side, in turns, medians. The quantiser works on 128 x 128 x 32 x 32 activations after a ReLU, 8 groups of 16
 channels, 256 codewords: links 1 of the buffer experiments of arXiv:1901.08164, with the sizes of arXiv:1911.08019.
+
+What a search costs at least: a value meets all K = 256 codewords, so 256 multiply-adds a float (K d for each vector of d values), or 64
+for each byte. At 1 GB/s that is 64 thousand million multiply-adds a second. How many the machine does at all is measured in the same
+turns, by a product of two matrices that fit its caches, and printed as the speed that no search can pass.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,12 +22,11 @@ from torch import Tensor
 from tracking.codecs.vq import VectorQuantiser
 from workbench.datasets.models import build
 from workbench.decoupled import Channel, DecoupledTraining, LocalNetwork, OnlineVQ, ReplayBuffer, auxiliary_heads, units
-from workbench.decoupled.processes import start
-from workbench.method import Context
-from workbench.spec import resolve
+from workbench.decoupled.vq_codec import LinkQuantiser, tally
+from workbench.studies.dgl_speed import Race
 
 GROUPS, CODEWORDS, CHANNELS = 8, 256, 128
-TASK, WIDTH, BATCH, EPOCHS = "digits/dgl_cnn4", 1.0, 128, 6
+SQUARE = 1536  # side of the matrices whose product says what the machine can do
 TURNS = 5
 
 Row = dict[str, object]
@@ -68,31 +69,45 @@ def activations(samples: int = 128) -> tuple[Tensor, Tensor]:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that ``work`` holds at once, by the events of torch's allocator."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
+    """The most that ``work`` holds at once: of torch's allocator, by its events, and of Python's and NumPy's."""
+    tracemalloc.start()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            work()
+            _, python = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     now = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return peak
+    return peak + python - before
 
 
 def quantiser() -> Iterator[Row]:
     x, book = activations()
-    vq, size = VectorQuantiser(book), 4 * x.numel() / 1e9
-    payload = vq.encode(x)
-    codes = vq.codes(x)
+    vq, size, threads = LinkQuantiser(book), 4 * x.numel() / 1e9, f"{torch.get_num_threads()} threads"
+    square = torch.randn(SQUARE, SQUARE)
+    payload, codes = vq.coded(x)
     same = (codes == plain_codes(x, book)).double().mean().item()
-    encode, decode, plain = in_turns(lambda: vq.encode(x), lambda: vq.decode(payload), lambda: plain_codes(x, book))
-    threads = f"{torch.get_num_threads()} threads"
+    works = (lambda: vq.encode(x), lambda: vq.decode(payload), lambda: vq.codes(x), lambda: plain_codes(x, book), lambda: square @ square)
+    encode, decode, search, plain, product = in_turns(*works)
+    bound = 4 * SQUARE**3 / product / CODEWORDS / 1e9
     yield row(f"VQ encode and decode, {threads}", size / (encode + decode), None, "GB/s", TURNS, at_least=1.0)
-    yield row(f"codes by VectorQuantiser / by torch.cdist and argmin, {threads}", size / encode, size / plain, "GB/s", TURNS, at_least=10.0)
+    yield row(f"VQ encode / the bound of {CODEWORDS} multiply-adds a float at a matrix product's speed, {threads}",
+              size / encode, bound, "GB/s", TURNS)
+    yield row(f"VQ decode, {threads}", size / decode, None, "GB/s", TURNS)
+    yield row(f"codes by the kernel / by torch.cdist and argmin, {threads}", size / search, size / plain, "GB/s", TURNS, at_least=10.0)
     yield row("share of equal codes", same, None, "", 1, at_least=0.9999)
     theirs, ours = peak_bytes(lambda: plain_codes(x, book)), peak_bytes(lambda: vq.codes(x))
     result = 8 * codes.numel()  # both give the codes back
     yield row("memory while codes are sought, torch.cdist and argmin / ours", theirs - result, ours - result, "B", 1, at_least=10.0)
+    part = x[:16]
+    fallback, = in_turns(lambda: VectorQuantiser(book).codes(part))
+    yield row(f"codes by matrix products, where there is no Numba, {threads}", size / 8 / fallback, None, "GB/s", TURNS)
 
 
 def updates() -> Iterator[Row]:
@@ -104,9 +119,13 @@ def updates() -> Iterator[Row]:
     _, out = training.update(1, x, y)
     vq = OnlineVQ(out.shape[1], out.shape[1] // 16)
     vq.begin(out)
-    codes = VectorQuantiser(vq.codebook).codes(out)
-    learn, step = in_turns(lambda: vq.update(out, codes), lambda: training.update(1, x, y))
+    codes = LinkQuantiser(vq.codebook).codes(out)
+    channel = Channel("m", 10, quantiser=OnlineVQ(out.shape[1], out.shape[1] // 16), sync_every=10)
+    learn, count, send, step = in_turns(lambda: vq.update(out, codes), lambda: tally(out, codes, vq.codebook), lambda: channel.send(out, y),
+                                        lambda: training.update(1, x, y))
     yield row("update of the codebook / step of its module, batch 64", 1e3 * learn, 1e3 * step, "ms", TURNS, at_most=0.2)
+    yield row("of that, counting and adding up / step", 1e3 * count, 1e3 * step, "ms", TURNS)
+    yield row("all of a quantised message: search, bits, learning / step", 1e3 * send, 1e3 * step, "ms", TURNS)
 
 
 def buffers() -> Iterator[Row]:
@@ -123,42 +142,20 @@ def buffers() -> Iterator[Row]:
     yield row("bytes of a buffer, counted / allocated", buffer.nbytes, measured, "B", 1, at_least=0.99)
 
 
-def backprop_rate(threads: int) -> float:
-    """Samples a second of end-to-end training in this process, the first epoch left out."""
-    torch.set_num_threads(threads)
-    job = resolve("decoupled_backprop", TASK, {"modules": 1, "epochs": EPOCHS, "batch_size": BATCH, "report_every": 1000},
-                  task_params={"width": WIDTH}, device="cpu")
-    ctx = Context(device=torch.device("cpu"), seed=0)
-    job.task.setup(ctx)
-    state = job.method.init(job.task, ctx)
-    job.method.step(state, job.task, ctx)
-    begin, before = time.perf_counter(), state.feed.samples
-    while state.feed.epoch < EPOCHS:
-        job.method.step(state, job.task, ctx)
-    return (state.feed.samples - before) / (time.perf_counter() - begin)
-
-
 def processes() -> Iterator[Row]:
-    """Two modules, a process and a thread each, in lock step, from the first epoch's end to the last one's."""
-    params = {"modules": 2, "cuts": [2], "epochs": EPOCHS, "batch_size": BATCH, "head": "average", "report_every": 1000}
-    with tempfile.TemporaryDirectory() as place:
-        with start("dgl", TASK, params, folder=Path(place) / "run", task_params={"width": WIDTH}) as running:
-            outcome = running.wait(900)
-        lines = [outcome.record(j) for j in range(2)]
-    first, last = lines[1][0], lines[1][-1]
-    samples = lines[0][-1]["samples"] * (1 - first["updates"] / last["updates"])
-    rate = samples / (last["seconds"] - first["seconds"])
-    two, one = backprop_rate(2), backprop_rate(1)
-    job = resolve("dgl", TASK, params, task_params={"width": WIDTH}, device="cpu")
-    ctx = Context(device=torch.device("cpu"), seed=0)
-    job.task.setup(ctx)
-    job.method.init(job.task, ctx)
-    predicted = 1 / max(job.method.durations)
-    n = EPOCHS - 1
-    yield row("DGL on two processes of one thread / backpropagation on one of two threads", rate, two, "samples/s", n)
-    yield row("speed-up over backpropagation on one thread, measured / predicted by the pipeline model", rate / one, predicted, "", n)
-    for j, own in enumerate(lines, 1):
-        yield row(f"utilisation of module {j}", own[-1]["utilisation"], None, "", 1)
+    """Two modules, a process and a thread each, in lock step; windows are epochs."""
+    race = Race()
+    speed, modules, rates = race.tables()
+    one, two, ours = (statistics.median(r) for r in rates.values())
+    by_macs, by_seconds = speed["samples/s"].iloc[-2:]
+    n = min(len(r) for r in rates.values())
+    yield row("DGL on two processes of one thread / backpropagation on one of two threads", ours, two, "samples/s", n)
+    model = "the same ratio, measured / predicted by the pipeline model from"
+    yield row(f"{model} the seconds of each module's step by itself", ours / two, by_seconds / two, "", n)
+    yield row(f"{model} multiply-accumulates", ours / two, by_macs / two, "", n)
+    yield row("DGL on two processes of one thread / backpropagation on one thread", ours, one, "samples/s", n)
+    for line in modules.to_dict("records"):
+        yield row(f"utilisation of module {line['module']}, measured / predicted", line["utilisation"], line["predicted"], "", 1)
 
 
 def main() -> list[Row]:

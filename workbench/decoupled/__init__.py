@@ -18,6 +18,7 @@ from workbench.decoupled.splitting import balanced_cuts, split, units
 from workbench.decoupled.synthetic import Synthesiser, SyntheticGradients
 from workbench.decoupled.training import DecoupledTraining, LocalNetwork
 from workbench.decoupled.vector_quantisation import OnlineVQ
+from workbench.decoupled.vq_codec import LinkQuantiser
 
 __all__ = [
     "HEADS",
@@ -28,6 +29,7 @@ __all__ = [
     "DelayedGradients",
     "EventLine",
     "Line",
+    "LinkQuantiser",
     "LocalNetwork",
     "OnlineVQ",
     "RandomLine",

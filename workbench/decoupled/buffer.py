@@ -126,4 +126,4 @@ def _size(item: Any) -> int:
         return item.numel() * item.element_size()
     if isinstance(item, (tuple, list)):
         return sum(map(_size, item))
-    return len(item) if isinstance(item, bytes) else 0
+    return len(item) if isinstance(item, (bytes, memoryview)) else 0

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from tracking.codecs import Dense
 from tracking.codecs.base import Codec
-from tracking.codecs.vq import VectorQuantiser
 from tracking.errors import UserError, unknown
 from tracking.ledger import Direction, Ledger
 from workbench.decoupled.vector_quantisation import OnlineVQ
+from workbench.decoupled.vq_codec import LinkQuantiser, Tally, tally
 
 Drift = Literal["latest", "versioned"]
-Message = tuple[bytes, bytes, int, bytes]
+Payload = bytes | memoryview
+Message = tuple[Payload, Payload, int, Payload]
 """Activations and labels as they were sent, number of the codebook they were made with (0: none), and that codebook, or b""."""
 
 
@@ -41,7 +42,7 @@ class Labels:
     def encode(self, value: Tensor) -> bytes:
         return value.detach().cpu().numpy().astype(self.dtype).tobytes()
 
-    def decode(self, payload: bytes) -> Tensor:
+    def decode(self, payload: Payload) -> Tensor:
         return torch.from_numpy(np.frombuffer(payload, self.dtype).astype(np.int64))
 
 
@@ -58,16 +59,17 @@ class Kept:
         return payload
 
 
-class _Given:
-    """A vector quantiser that is told the codes, which its sender needs itself."""
+class _Coding:
+    """A quantiser that leaves its codes behind: the sender learns from them."""
 
-    name = VectorQuantiser.name
+    name = LinkQuantiser.name
 
-    def __init__(self, quantiser: VectorQuantiser, codes: Tensor) -> None:
-        self.quantiser, self.codes = quantiser, codes
+    def __init__(self, quantiser: LinkQuantiser) -> None:
+        self.quantiser = quantiser
 
     def encode(self, value: Tensor) -> bytes:
-        return self.quantiser.payload(value, self.codes)
+        payload, self.codes = self.quantiser.coded(value)
+        return payload
 
 
 class Border:
@@ -116,7 +118,7 @@ class Channel:
         self.sync_every, self.drift, self.freeze_after = sync_every, drift, freeze_after
         self.ledger = ledger if ledger is not None else Ledger()
         self.sends = 0
-        self.shared: VectorQuantiser | None = None
+        self.shared: LinkQuantiser | None = None
         """The codebook sent last, as the receiver decoded it."""
         self.version = 0
         self.books: dict[int, Tensor] = {}
@@ -139,12 +141,13 @@ class Channel:
         if self.quantiser is None:
             return self.ledger.send(x, Kept(self.codec), "up", self.party), labels, 0, b""
         book = self._synchronise(x)
-        codes = self.shared.codes(x)
-        payload = self.ledger.send(x, Kept(_Given(self.shared, codes)), "up", self.party)
-        self._observe(x, codes)
+        coding = _Coding(self.shared)
+        payload = self.ledger.send(x, Kept(coding), "up", self.party)
+        found = tally(x, coding.codes, self.shared.codebook.to(x.device))
+        self._observe(found)
         self.sends += 1
         if learn and (not self.freeze_after or self.sends <= self.freeze_after):
-            self.quantiser.update(x, codes)
+            self.quantiser.update(x, coding.codes, found)
         return payload, labels, self.version, book
 
     def _synchronise(self, x: Tensor) -> bytes:
@@ -155,17 +158,13 @@ class Channel:
         if self.sends % self.sync_every or 0 < last < self.sends:
             return b""
         payload = self.ledger.send(self.quantiser.codebook, Kept(Dense()), "up", self.party, part="codebook")
-        self.shared, self.version = VectorQuantiser(Dense().decode(payload)), self.version + 1
+        self.shared, self.version = LinkQuantiser(Dense().decode(payload)), self.version + 1
         return payload
 
-    def _observe(self, x: Tensor, codes: Tensor) -> None:
-        seen = self.shared.look_up(codes, tuple(x.shape))
-        self.error += float((seen - x).square().sum(dtype=torch.float64))
-        self.power += float(x.square().sum(dtype=torch.float64))
-        g, k = self.quantiser.groups, self.quantiser.codewords
-        place = (codes + torch.arange(g, device=codes.device) * k).reshape(-1)
-        counts = torch.bincount(place, minlength=g * k).view(g, k)
-        self.usage = self.usage + counts if self.usage.numel() else counts
+    def _observe(self, found: Tally) -> None:
+        self.error += found.error
+        self.power += found.power
+        self.usage = self.usage + found.counts if self.usage.numel() else found.counts
 
     def arrive(self, message: Message, needed: Iterable[int] = ()) -> None:
         """The receiver takes in the codebook of ``message``, if it has one, and forgets those that nobody needs any more.
@@ -185,7 +184,7 @@ class Channel:
         if self.quantiser is None:
             return self.codec.decode(payload).to(device), y
         book = self.books[version] if self.drift == "versioned" else self.books[max(self.books)]
-        return VectorQuantiser(book, strict=False).decode(payload).to(device), y
+        return LinkQuantiser(book, strict=False).decode(payload).to(device), y
 
     def through(self, x: Tensor) -> Tensor:
         """What a receiver would see of ``x``, without a message: nothing is billed or learnt. Before the first message: ``x``."""
@@ -226,6 +225,6 @@ class Channel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("sends", "version", "books", "error", "power", "usage"):
             setattr(self, name, state[name])
-        self.shared = None if state["shared"] is None else VectorQuantiser(state["shared"])
+        self.shared = None if state["shared"] is None else LinkQuantiser(state["shared"])
         if self.quantiser is not None:
             self.quantiser.load_state_dict(state["quantiser"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import threading
 import time
@@ -15,14 +16,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from tracking.folder import write_atomic
 from workbench.decoupled.buffer import ReplayBuffer
 from workbench.decoupled.channel import Message
-from workbench.decoupled.process_links import Gone, Inbox, Outbox
+from workbench.decoupled.process_links import Gone, Inbox, Outbox, kernel_bytes
+from workbench.decoupled.vq_codec import warm_up
 from workbench.method import Context
 from workbench.methods.decoupled._asynchronous import begin_epoch
 from workbench.spec import Job, resolve
+from workbench.state import snapshot, state_bytes
 
 FOREVER = timedelta(days=30)
 
@@ -65,9 +69,12 @@ class Worker:
         job, gpus = setup.job(), torch.cuda.device_count() if setup.device == "cuda" else 0
         self.method, self.task = job.method, job.task
         self.ctx = Context(device=torch.device("cuda", j % gpus) if gpus else torch.device("cpu"), seed=setup.seed)
+        if gpus:
+            torch.cuda.set_device(self.ctx.device)  # nothing of this process goes to another one's GPU
         self.task.setup(self.ctx)
         state = self.method.init(self.task, self.ctx)
         self.training, self.feed, self.channels = state.training, state.feed, state.channels
+        self._forget_the_others()
         p = self.method.params
         self.target = p.epochs * self.feed.batches
         buffer = None if setup.lock_step else ReplayBuffer(p.buffer, p.recency, p.max_reads)
@@ -77,12 +84,21 @@ class Worker:
         self.busy_s = self.waited_s = self.slept_s = 0.0
         self.losses: list[torch.Tensor] = []
 
+    def _forget_the_others(self) -> None:
+        """Modules of other processes take no memory here."""
+        network = self.training.network
+        for i in range(len(network)):
+            if i != self.j:
+                network.bodies[i], network.heads[i], self.training.optimizers[i] = nn.Identity(), nn.Identity(), None
+
     def run(self) -> None:
         """Work until all modules have done their updates, or the run is ended."""
         if self.inbox:
             threading.Thread(target=self.inbox.listen, args=(self.j - 1,), daemon=True).start()
         if self.outbox:
             threading.Thread(target=self.outbox.speak, daemon=True).start()
+        if any(channel.quantiser for channel in self.channels) and self.ctx.device.type == "cpu":
+            warm_up()
         dist.barrier()  # the clock begins when all are there
         self.begun = time.perf_counter()
         with contextlib.suppress(Gone):
@@ -94,19 +110,20 @@ class Worker:
             self.outbox.end()
 
     def _over(self) -> bool:
-        if self.setup.lock_step:
-            return bool(self.shared.stop.value) or self.updates >= self.target
-        return bool(self.shared.stop.value) or min(self.shared.updates) >= self.target
+        if self.shared.stop.value or not multiprocessing.parent_process().is_alive():
+            return True  # nobody waits for a run whose caller is gone
+        return (self.updates if self.setup.lock_step else min(self.shared.updates)) >= self.target
 
     def _turn(self) -> bool:
         """One step; ``False`` when there is nothing left to work on."""
-        at = time.perf_counter()
+        at, decoded = time.perf_counter(), self.inbox.decoding_s if self.inbox else 0.0
         got = self.inbox.take(self.shared.stop, self.ctx.device) if self.inbox else None
         if self.inbox and got is None:
             return False
-        self.waited_s += (begin := time.perf_counter()) - at
+        decoding = self.inbox.decoding_s - decoded if self.inbox else 0.0
+        self.waited_s += (begin := time.perf_counter()) - at - decoding
         out = self._work(*(got or self.feed.next(self.task, self.method.params.batch_size)))
-        worked = time.perf_counter() - begin
+        worked = time.perf_counter() - begin + decoding
         self.busy_s += worked
         if extra := (self.method.params.pace(self.j) - 1) * worked:
             time.sleep(extra)
@@ -139,13 +156,17 @@ class Worker:
     def _report(self) -> None:
         """Append a line to the record, and save the module."""
         self.reported = self.updates
-        seconds = time.perf_counter() - self.begun
+        seconds, network = time.perf_counter() - self.begun, self.training.network
         line: dict[str, Any] = {
             "seconds": seconds, "updates": self.updates, "handed_on": self.handed_on, "busy_s": self.busy_s, "slept_s": self.slept_s,
-            "waited_s": self.waited_s, "utilisation": self.busy_s / seconds if seconds else 0.0, "samples": self.feed.samples,
+            "waited_s": self.waited_s, "samples": self.feed.samples, "updates_per_s": self.updates / seconds if seconds else 0.0,
+            "utilisation": self.busy_s / seconds if seconds else 0.0, "idle": self.waited_s / seconds if seconds else 0.0,
+            "state_bytes": state_bytes(snapshot([network.bodies[self.j], network.heads[self.j], self.training.optimizers[self.j]])),
             "wire_sent_bytes": self.outbox.bytes if self.outbox else 0, "wire_received_bytes": self.inbox.bytes if self.inbox else 0,
             "ledger": self.ctx.ledger.table(),
         }
+        if counted := kernel_bytes():
+            line["kernel_sent_bytes"], line["kernel_received_bytes"] = counted
         if self.losses:
             line["loss"] = torch.stack(self.losses).mean().item()
             self.losses = []
@@ -154,14 +175,15 @@ class Worker:
                 line |= {"reuse": buffer.reuse, "age": buffer.age, "unread": buffer.unread, "buffer_bytes": buffer.nbytes}
         with open(self.folder / f"module-{self.j}.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
-        network, path = self.training.network, self.folder / f"module-{self.j}.pt"
+        path = self.folder / f"module-{self.j}.pt"
         saved = {"body": network.bodies[self.j].state_dict(), "head": network.heads[self.j].state_dict(), "updates": self.updates}
         torch.save(saved, part := path.with_suffix(".part"))
         os.replace(part, path)
 
 
-def main(j: int, setup: Setup, folder: str, shared: Shared) -> None:
-    """What the process of module ``j`` runs."""
+def main(j: int, setup: Setup, folder: str, shared: Shared, environment: dict[str, str]) -> None:
+    """What the process of module ``j`` runs. ``environment``: the caller's, as this process may be a fork of an older one."""
+    os.environ.update(environment)
     torch.set_num_threads(setup.threads)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
     try:

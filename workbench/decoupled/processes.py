@@ -5,9 +5,6 @@ Every module is one process with its own threads (and its own GPU, where there a
 step, every batch through every module once, and gives the weights of the simulation to the bit. ``async_dgl`` and ``async_dgl_vq``
 run freely: a module trains on the best that its buffer holds, and those that are done hand on until all are.
 
-**Faults.** When a process dies, the others end at their next step, with all they have recorded and their module saved; so what a
-killed run leaves is each module as of its last epoch, and every line of its record. A run is not resumed.
-
 A slow module is slowed by sleep, ``slowdown - 1`` times as long as its step took.
 """
 
@@ -15,6 +12,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +36,13 @@ END_S = 30.0
 
 @dataclass
 class Outcome:
-    """What became of a run. ``modules[j]`` is the last line of module ``j``'s record: updates, seconds worked and waited, bytes …"""
+    """What became of a run. ``modules[j]`` is the last line of module ``j``'s record, ``{}`` where there is none.
+
+    A line has the ``seconds`` since the start, ``updates`` (and ``updates_per_s``), batches only ``handed_on``, seconds ``busy_s``,
+    ``waited_s`` and ``slept_s``, ``utilisation`` and ``idle`` (shares of ``seconds`` that are work and waiting), bytes of messages with
+    their headers both ways (``wire_sent_bytes``, ``wire_received_bytes``) and of all that the kernel moved (``kernel_…``, on Linux),
+    ``state_bytes`` of module, head and optimiser, the ``ledger``, and, behind a replay buffer, its statistics and bytes.
+    """
 
     status: str
     """``finished`` or ``stopped``."""
@@ -51,7 +55,7 @@ class Outcome:
     def state_dict(self, module: int) -> dict[str, Any] | None:
         """Body, head and update count of a module (from 0) as it was last saved; ``None`` when it never was."""
         path = self.folder / f"module-{module}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
     def record(self, module: int) -> list[dict[str, Any]]:
         """Every whole line of a module's record."""
@@ -66,10 +70,11 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"The folder {folder} is not empty. Name a new one: a run in processes is not resumed.")
-        context = multiprocessing.get_context("spawn")
+        context = _starter()
         # plain shared memory without locks: a killed process cannot leave one locked
         self.shared = Shared(context.RawValue("b", 0), context.RawArray("q", setup.modules))
-        self.workers = [context.Process(target=main, args=(j, setup, str(folder), self.shared), daemon=True) for j in range(setup.modules)]
+        self.workers = [context.Process(target=main, args=(j, setup, str(folder), self.shared, dict(os.environ)), daemon=True)
+                        for j in range(setup.modules)]
         for worker in self.workers:
             worker.start()
 
@@ -130,17 +135,43 @@ class Processes:
         self.close()
 
 
+def _starter() -> Any:
+    """Forks from a server that has imported what every process needs, which takes seconds, once; it has neither threads nor a GPU.
+
+    A fork of this process would have half of its threads' locks. Where the system has no such server, each process starts anew.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "workbench.decoupled.process_worker"])  # torch's optimisers import the first
+    return context
+
+
 def start(method: str, task: str, params: Mapping[str, Any] | None = None, *, folder: str | Path, seed: int = 0, threads: int = 1,
           task_params: Mapping[str, Any] | None = None, device: str = "cpu") -> Processes:
     """Start ``method`` (``dgl``, ``async_dgl``, ``async_dgl_vq``) with a process a module; ``params`` are the method's own.
 
+    **When a process dies, the run ends**; no module is restarted. The others end at their next step with a last line in their record
+    and their module saved, :meth:`Processes.wait` returns with ``status="stopped"`` and says which module died of what, and no
+    process is left. Of the dead module there is what it had saved: itself as of its last epoch, and every line of its record. A
+    module put back by an epoch would be trained on by neighbours that have moved on, which is no longer the algorithm under test.
+
+    >>> with start("async_dgl", "digits/mlp", {"modules": 2, "epochs": 5}, folder="two-modules") as running:
+    ...     outcome = running.wait()
+    >>> outcome.status, outcome.accuracy, [module["utilisation"] for module in outcome.modules]
+
     Args:
         folder: for records and modules; new or empty.
         threads: of every process.
-        device: ``cpu``, or ``cuda``: module j on GPU j modulo their number.
+        device: ``cpu``, or ``cuda``: module j on GPU j modulo their number. Modules that share a GPU take turns on it, so only with a
+            GPU each can they be faster than one after the other.
 
     Raises :class:`UserError` for what cannot be run.
     """
+    if device not in ("cpu", "cuda"):
+        raise unknown("device of a run in processes", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = 'cuda' is refused: torch finds no GPU here. Allowed: 'cpu'.")
     if method not in METHODS:
         raise unknown("method that runs in processes", method, METHODS)
     job = resolve(method, task, dict(params or {}), task_params=dict(task_params or {}), seed=seed, device="cpu", threads=threads)
@@ -170,7 +201,7 @@ def _lines(folder: Path, module: int) -> list[dict[str, Any]]:
 def _evaluate(setup: Setup, outcome: Outcome) -> dict[str, float]:
     """Test figures of the modules put together, as the method's own evaluation has them, with exact links."""
     job = setup.job()
-    ctx = Context(device=torch.device("cpu"), seed=setup.seed)
+    ctx = Context(device=torch.device(setup.device), seed=setup.seed)
     job.task.setup(ctx)
     network: LocalNetwork = job.method.init(job.task, ctx).training.network
     for j in range(setup.modules):

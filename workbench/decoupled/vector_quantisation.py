@@ -17,6 +17,7 @@ from torch import Tensor
 from tracking.codecs.randomness import Keys, stream
 from tracking.codecs.vq import fit_codebook
 from tracking.errors import UserError, unknown
+from workbench.decoupled.vq_codec import Tally, tally
 
 Start = Literal["sample", "kmeans", "uniform"]
 EPSILON = 1e-5  # of the Laplace smoothing, as in the papers
@@ -83,28 +84,29 @@ class OnlineVQ:
         self.total = self.codebook * self.count.unsqueeze(-1)
 
     @torch.no_grad()
-    def update(self, x: Tensor, codes: Tensor) -> None:
-        """Take in a batch ``x`` (n, c, ...) with the ``codes`` (vectors, g), int64, that it was given."""
-        v = self.vectors(x).float()
-        place = (codes + torch.arange(self.groups, device=codes.device) * self.codewords).reshape(-1)
-        size = self.groups * self.codewords
-        n = torch.bincount(place, minlength=size).view(self.groups, self.codewords).to(v.dtype)
-        s = torch.zeros(size, self.d, device=v.device).index_add_(0, place, v.reshape(-1, self.d)).view_as(self.codebook)
-        self.count = self.decay * self.count + (1 - self.decay) * n
-        self.total = self.decay * self.total + (1 - self.decay) * s
+    def update(self, x: Tensor, codes: Tensor, found: Tally | None = None) -> None:
+        """Take in a batch ``x`` (n, c, ...) with the ``codes`` (vectors, g), int64, that it was given.
+
+        ``found``: their counts and sums, where these are known already.
+        """
+        found = found or tally(x, codes, self.codebook)
+        self.count = self.decay * self.count + (1 - self.decay) * found.counts
+        self.total = self.decay * self.total + (1 - self.decay) * found.sums
         mass = self.count.sum(1, keepdim=True)
         smoothed = (self.count + EPSILON) / (mass + self.codewords * EPSILON) * mass
         before, self.codebook = self.codebook, self.total / smoothed.clamp(min=1e-30).unsqueeze(-1)
-        self._revive(v)
+        self._revive(x)
         change = torch.linalg.vector_norm(self.codebook - before) / torch.linalg.vector_norm(before).clamp(min=1e-30)
         self.movement = float(change)
 
-    def _revive(self, v: Tensor) -> None:
-        noise = stream(self.keys.next())
+    def _revive(self, x: Tensor) -> None:
+        noise, planes = stream(self.keys.next()), x.reshape(len(x), self.groups, self.d, -1)
+        positions = planes.shape[-1]
         group, word = (self.count < self.revival).nonzero(as_tuple=True)
         numbers = torch.bincount(group, minlength=self.groups).tolist()
-        rows = torch.cat([self._rows(noise, len(v), n) for n in numbers]).to(v.device)
-        self.codebook[group, word] = v[rows, group]
+        rows = torch.cat([self._rows(noise, len(x) * positions, n) for n in numbers]).to(x.device)
+        # advanced indices: (rows, d), and no copy of the batch
+        self.codebook[group, word] = planes[rows // positions, group, :, rows % positions].float()
         # the least count that lives: a batch's time to find vectors of its own
         self.count[group, word] = self.revival
         self.total[group, word] = self.codebook[group, word] * self.revival

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 from tracking.metrics import METRICS
 from workbench.explorer import curves
 from workbench.explorer.energy import EnergyPicker
-from workbench.explorer.session import ListedRun, Session
+from workbench.explorer.listed import ListedRun
+from workbench.explorer.session import Session
 from workbench.explorer.theme import TONES
 from workbench.modelled import METRIC
 
@@ -44,20 +45,22 @@ class Board:
         self.axis = w.Dropdown(options=["step"], description="against", tooltip="quantity on the x-axis", **short)
         self.log_x = w.Checkbox(description="log x", indent=False, tooltip="logarithmic x-axis")
         self.log_y = w.Checkbox(description="log y", indent=False, tooltip="logarithmic y-axis")
+        self.bands = w.Checkbox(description="seeds as bands", indent=False,
+                                tooltip="ended runs that differ in the seed alone become one mean with its 95 % interval")
         self.energy = EnergyPicker(self.refresh)
         self.figure = LiveFigure(layout=curves.layout())
         self.figure._config = {"displaylogo": False, "responsive": True}
         self.table = w.HTML()
         self.table.add_class("wb-table")
         self.clear = w.Button(description="Clear ended runs", tooltip="take ended runs off this list; their results stay on disk")
-        picks = w.Box([self.metric, self.axis, self.log_x, self.log_y])
+        picks = w.Box([self.metric, self.axis, self.log_x, self.log_y, self.bands])
         below = w.Box([self.clear])
         picks.add_class("wb-bar")
         below.add_class("wb-bar")
         holder = w.Box([self.figure], layout=w.Layout(width="100%", display="block"))
         holder.add_class("wb-curves")
         self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, self.energy.box, holder, self.table, below])
-        for control in (self.metric, self.axis, self.log_x, self.log_y):
+        for control in (self.metric, self.axis, self.log_x, self.log_y, self.bands):
             control.observe(self._on_pick, names="value")
         self.clear.on_click(self._on_clear)
         self.refresh()
@@ -104,26 +107,25 @@ class Board:
     # --- curves -----------------------------------------------------------------------------------------------
 
     def _draw(self, runs: list[ListedRun]) -> None:
-        x, y, named = self.axis.value, self.metric.value, curves.labels(runs)
-        if [t.meta for t in self.figure.data] != [r.key for r in runs]:
+        x, y = self.axis.value, self.metric.value
+        shown = curves.lines(runs, self.bands.value)
+        if [t.meta for t in self.figure.data] != [line.id for line in shown]:
             kept = {t.meta: t.visible for t in self.figure.data}
             with self.figure.batch_update():
                 self.figure.data = []
-                if runs:
-                    self.figure.add_traces([
-                        go.Scatter(meta=r.key, mode="lines", visible=kept.get(r.key, True), marker={"symbol": s.marker, "size": 7},
-                                   line={"width": 2, "color": s.colour, "dash": s.dash})
-                        for r in runs for s in [curves.style(r.number)]])
+                if shown:
+                    self.figure.add_traces([go.Scatter(**curves.traces(line), visible=kept.get(line.id, True)) for line in shown])
             self._drawn = {}
+        limit = curves.share(self.max_points, len(shown))
         with self.figure.batch_update():
-            for trace, r in zip(self.figure.data, runs, strict=True):
-                scales = [self.energy.factor(r) if name == METRIC else 1.0 for name in (x, y)]
-                now = (r.version, x, y, named[r.key], *scales)
-                if self._drawn.get(r.key) != now:
-                    xs, ys = curves.series([] if None in scales else r.rows, x, y, self.max_points)
-                    xs, ys = (points * (scale or 1.0) for points, scale in zip((xs, ys), scales, strict=True))
-                    trace.update(x=xs, y=ys, name=named[r.key], mode="lines+markers" if len(xs) < FEW else "lines")
-                    self._drawn[r.key] = now
+            for trace, line in zip(self.figure.data, shown, strict=True):
+                scales = tuple(self.energy.factor if name == METRIC else _unscaled for name in (x, y))
+                now = (line.version, x, y, line.name, limit, *(scale(r) for scale in scales for r in line.runs))
+                if self._drawn.get(line.id) != now:
+                    xs, ys = curves.points(line, x, y, limit, scales)
+                    dots = line.part in ("line", "mean") and len(xs) < FEW
+                    trace.update(x=xs, y=ys, name=line.name, mode="lines+markers" if dots else "lines")
+                    self._drawn[line.id] = now
             axes = (*(curves.axis_label(name, self.energy.model) for name in (x, y)), self.log_x.value, self.log_y.value)
             if self._drawn.get("") != axes:
                 self.figure.layout.xaxis.update(title={"text": axes[0]}, type="log" if axes[2] else "linear", autorange=True)
@@ -146,7 +148,7 @@ class Board:
         return f'<h4>Runs, {html.escape(curves.axis_label(name, self.energy.model))}</h4><div class="wb-scroll">{table}</div>'
 
     def _row(self, r: ListedRun, name: str, label: str) -> str:
-        last, factor = r.metrics, self.energy.factor(r) if name == METRIC else 1.0
+        last, factor = r.rows.last, self.energy.factor(r) if name == METRIC else 1.0
         steps = f"{r.progress.done}/{r.progress.total}" if r.progress else f"{last['step']:g}" if last else ""
         link = f' <a href="{html.escape(r.url)}" target="_blank" rel="noopener">MLflow</a>' if r.url else ""
         cells = [("", swatch(r.number)), ("", html.escape(label)), ("", status_word(r)), ("wb-num", steps),
@@ -157,6 +159,10 @@ class Board:
         why = reason(r)
         more = f'<tr class="wb-why"><td></td><td colspan="{len(cells) - 1}">{why}</td></tr>' if why else ""
         return f"<tr{' class=wb-more' if why else ''}>" + "".join(f'<td class="{c}">{t}</td>' for c, t in cells) + f"</tr>{more}"
+
+
+def _unscaled(_: ListedRun) -> float:
+    return 1.0
 
 
 def status_word(r: ListedRun) -> str:

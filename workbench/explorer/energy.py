@@ -9,10 +9,8 @@ from collections.abc import Callable, Sequence
 import ipywidgets as w
 
 from tracking.energy_model import SCENARIOS
-from tracking.folder import RunFolder
-from workbench.explorer.session import ListedRun
+from workbench.explorer.listed import ListedRun
 from workbench.modelled import METRIC, Choice, estimate_folder, joule_hardware
-from workbench.runs import runs_root
 
 
 class EnergyPicker:
@@ -52,7 +50,7 @@ class EnergyPicker:
         if self.box.layout.display != display:
             self.box.layout.display = display
         wanted = self.wanted
-        missing = [r.key for r in having if wanted != Choice() and (r.key, wanted) not in self._known]
+        missing = [r for r in having if wanted != Choice() and (r.key, wanted) not in self._known]
         if not missing:
             self.model = wanted
         elif self._worker is None:
@@ -71,12 +69,12 @@ class EnergyPicker:
             return None
         return per_sample * row["train/samples"] / row[METRIC] if row[METRIC] else 1.0
 
-    def _estimate(self, keys: Sequence[str], model: Choice) -> None:
-        for key in keys:
+    def _estimate(self, runs: Sequence[ListedRun], model: Choice) -> None:
+        for r in runs:
             try:
-                self._known[key, model] = estimate_folder(RunFolder(runs_root() / key), *model).per_sample_j
+                self._known[r.key, model] = estimate_folder(r.folder, *model).per_sample_j
             except Exception as error:  # a folder that was deleted or damaged meanwhile costs its own curve alone
-                self._known[key, model] = str(error) or type(error).__name__
+                self._known[r.key, model] = str(error) or type(error).__name__
         self._worker = None
         self._changed()
 
@@ -94,4 +92,4 @@ class EnergyPicker:
 
 def _reported(r: ListedRun) -> dict[str, float] | None:
     """The last report with modelled joules."""
-    return next((row for row in reversed(r.rows) if METRIC in row), None)
+    return r.rows.last_with(METRIC)

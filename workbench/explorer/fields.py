@@ -20,6 +20,8 @@ from workbench.params import allowed, bounds, choices
 
 DECADES = 10.0  # from this ratio between the ends of a range (or end and default) on a slider is logarithmic
 STEPS = 100  # positions of a slider
+UNITS = {"s": "s", "ms": "ms", "j": "J", "bytes": "B", "bits": "bit", "bandwidth": "B/s", "hz": "Hz", "deg": "degrees"}
+"""Units by the last word of a parameter's name, as the names of metrics have it."""
 
 
 class Field:
@@ -67,9 +69,9 @@ class Field:
         parts = [html.escape(self.info.description or "")]
         if isinstance(self.control, w.Text) and used is not None and to_text(used) != self.control.value.strip():
             parts.insert(0, f"<b>uses {html.escape(to_text(used))}</b>")
-        if bounds(self.info):
-            limits = allowed(self.info).partition(", ")[2].replace("<=", "≤")
-            parts.append(f"<i>({html.escape(limits)})</i>")
+        limits = allowed(self.info).partition(", ")[2].replace("<=", "≤") if bounds(self.info) else ""
+        if said := ", ".join(filter(None, (unit(self.name, self.info), limits))):
+            parts.append(f"<i>({html.escape(said)})</i>")
         self.note.value = " ".join(filter(None, parts))
 
     # --- widgets ----------------------------------------------------------------------------------------------
@@ -129,6 +131,13 @@ class Field:
         finally:
             self._quiet = False
         self._changed()
+
+
+def unit(name: str, info: FieldInfo) -> str:
+    """Unit of a number: as declared (``json_schema_extra={"unit": ...}``), or as its name says (``latency_s``); else nothing."""
+    declared = info.json_schema_extra.get("unit") if isinstance(info.json_schema_extra, dict) else None
+    number = info.annotation in (int, float, float | None, int | None)
+    return str(declared) if declared else UNITS.get(name.rpartition("_")[2], "") if number and "_" in name else ""
 
 
 def slider_span(info: FieldInfo) -> tuple[float, float, bool] | None:

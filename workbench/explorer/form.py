@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ipywidgets as w
@@ -11,6 +11,30 @@ import ipywidgets as w
 from tracking.errors import UserError, unknown
 from workbench.explorer.fields import Field
 from workbench.params import Params, parse
+
+ESSENTIAL = {"epochs", "steps", "rounds", "horizon", "lr", "batch_size", "seed", "seeds", "train_size"}
+"""What nearly everybody changes, whatever the method."""
+FEW = 9  # fields up to here are all basic: nothing is gained by hiding three of them
+
+
+def basic_fields(model: type[Params], start: Collection[str] = ()) -> list[str]:
+    """Fields that are shown at once, in the order of their declaration; the others wait behind a button.
+
+    Declared so (``json_schema_extra={"advanced": False}``), set by what the form starts from, essential, or new in this very class: what
+    a method adds to its family is what it is about.
+    """
+    fields = model.model_fields
+    if len(fields) <= FEW:
+        return list(fields)
+    inherited = set().union(*(getattr(base, "model_fields", {}) for base in model.__mro__[1:]))
+
+    def is_basic(name: str) -> bool:
+        extra = fields[name].json_schema_extra
+        if isinstance(extra, dict) and "advanced" in extra:
+            return not extra["advanced"]
+        return name in start or name in ESSENTIAL or name not in inherited
+
+    return [name for name in fields if is_basic(name)]
 
 
 class Form:
@@ -24,10 +48,17 @@ class Form:
         self._start = parse(model, start, owner)
         self.fields = {name: Field(name, info, getattr(self._start, name), self._on_change)
                        for name, info in model.model_fields.items()}
+        self.basic = basic_fields(model, start or ())
         self.rule = w.HTML()
-        self.grid = w.VBox([f.box for f in self.fields.values()])
-        self.grid.add_class("wb-fields")
-        self.box = w.VBox([self.grid, self.rule])
+        self.grid = w.VBox([self.fields[name].box for name in self.basic])
+        self.more = w.VBox([f.box for name, f in self.fields.items() if name not in self.basic], layout=w.Layout(display="none"))
+        for grid in (self.grid, self.more):
+            grid.add_class("wb-fields")
+        self.advanced = w.ToggleButton(tooltip="show or hide the other parameters", icon="angle-right")
+        self.advanced.add_class("wb-more-button")
+        self.advanced.observe(self._on_advanced, names="value")
+        hidden = [self.advanced, self.more] if self.more.children else []
+        self.box = w.VBox([self.grid, *hidden, self.rule])
         self.errors: dict[str, str] = {}
         self.check()
 
@@ -44,6 +75,11 @@ class Form:
         for name in values:
             self.fields[name].set(getattr(parsed, name))
         self._on_change()
+
+    def start(self, values: Mapping[str, Any] | None) -> None:
+        """Start anew from ``values`` (defaults where it says nothing); :meth:`reset` comes back to them."""
+        self._start = parse(self.model, values, self.owner)
+        self.reset()
 
     def reset(self) -> None:
         """Back to the values that the form started from."""
@@ -66,6 +102,7 @@ class Form:
         rule = self.errors.get("", "")
         self.rule.value = f'<span class="wb-bad" role="alert">{html.escape(rule)}</span>' if rule else ""
         self.rule.layout.display = None if rule else "none"
+        self._tell_advanced(parsed)
         return parsed
 
     def changes(self) -> dict[str, Any]:
@@ -74,6 +111,21 @@ class Form:
         used = parsed.model_dump(mode="json")
         return {name: used[name] for name, info in self.model.model_fields.items()
                 if info.is_required() or getattr(parsed, name) != info.get_default(call_default_factory=True)}
+
+    def _tell_advanced(self, parsed: Params | None) -> None:
+        """Say how many fields wait behind the button and how many of them were changed; open it where one of them is refused."""
+        hidden = [name for name in self.fields if name not in self.basic]
+        if any(name in self.errors for name in hidden):
+            self.advanced.value = True
+        fields = self.model.model_fields
+        changed = [n for n in hidden if parsed and getattr(parsed, n) != fields[n].get_default(call_default_factory=True)]
+        text = f"Advanced ({len(hidden)}" + (f", {len(changed)} not at the default)" if changed else ")")
+        if self.advanced.description != text:
+            self.advanced.description = text
+
+    def _on_advanced(self, change: Any) -> None:
+        self.more.layout.display = None if change["new"] else "none"
+        self.advanced.icon = "angle-down" if change["new"] else "angle-right"
 
     def _on_change(self) -> None:
         self.check()

@@ -1,37 +1,24 @@
-"""The panel: pickers, form, buttons, board and copy-as put together, with the same verbs for a hand and for code."""
+"""The panel: pickers, form, buttons and panes put together, with the same verbs for a hand and for code."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
 
 from tracking.errors import UserError, unknown
-from workbench import registry
-from workbench.explorer import snippets, theme
-from workbench.explorer.board import Board, reason, status_word
-from workbench.explorer.form import Form
+from workbench.explorer import curves, snippets, theme
+from workbench.explorer.board import Board
+from workbench.explorer.forms import Forms
+from workbench.explorer.listed import ListedRun, Request
+from workbench.explorer.panes import CopyAs, Inside, Panes, Past, SideBySide
 from workbench.explorer.pickers import Pickers
-from workbench.explorer.session import ListedRun, Request, Session
-from workbench.params import Field, Params
-
-
-def run_params() -> type[Params]:
-    """What belongs to the run itself: seed and device, with the devices of this machine."""
-    from typing import Literal
-
-    import torch
-
-    cuda = tuple(f"cuda:{n}" for n in range(torch.cuda.device_count()))
-    devices = Literal[("auto", "cpu", *cuda)]
-
-    class RunParams(Params):
-        seed: int = Field(0, ge=0, description="same seed, same data order and initial weights, whatever the method")
-        device: devices = Field("auto", description="auto takes CUDA where there is one")
-
-    return RunParams
+from workbench.explorer.preview import Preview
+from workbench.explorer.search import Hit, find
+from workbench.explorer.session import Session
+from workbench.explorer.toolbar import PRESETS, RunMenu, Toolbar
 
 
 class Explorer:
@@ -41,19 +28,28 @@ class Explorer:
         self.session = session or Session()
         self.tracking = tracking
         self._trouble = ""
-        self._forms: dict[str, Form] = {}
+        self.forms = Forms(self._on_form)
         self.board = Board(self.session, max_points)
         self._lock = self.board.lock
-        self.form_box = w.VBox()
-        self._build_buttons()
-        self.texts = {name: w.Textarea(layout=w.Layout(height="190px"), tooltip=f"this run as {name}; select all and copy")
-                      for name in ("Python", "Command line", "Papermill")}
-        copy_as = w.Tab(children=[*self.texts.values()], titles=[*self.texts])
+        self.toolbar = Toolbar({"Run": self._pressed(self.run), "Pause": self._pressed(self._toggle), "Stop": self._pressed(self.stop),
+                                "Stop all": self._pressed(self.stop_all), "Reset": self._pressed(self.reset)})
+        self.toolbar.preset.observe(lambda change: self._press(lambda: self.preset(change["new"])), names="value")
+        self.preview = Preview(lambda: self.session.live)
+        self.menu = RunMenu([
+            ("Into the form", "edit", "put its parameters into the form", self._pressed(self.load)),
+            ("Duplicate", "copy", "put its parameters into the form, with the next seed", self._pressed(self.duplicate)),
+            ("Re-run", "repeat", "repeat it from its first step, whatever its folder holds", self._pressed(self.rerun)),
+            ("Stop it", "stop", "stop it, or take it off the queue", self._pressed(ListedRun.stop))])
+        self.board.box.children = [*self.board.box.children, self.menu.box]
+        self.copies, self.side_by_side, self.inside = CopyAs(), SideBySide(self.session), Inside(self.session)
+        self.past = Past(lambda: self.tracking, self._pressed(self.load), self._pressed(self.show))
+        self.panes = Panes({"Runs": self.board, "Side by side": self.side_by_side, "Inside": self.inside, "Past runs": self.past,
+                            "Copy as": self.copies})
         self.pickers = Pickers(self._on_pick)
         self._on_pick()
-        head = w.VBox([self.pickers.box, self.buttons, self.status])
+        head = w.VBox([self.pickers.box, self.toolbar.bar, self.preview.html, self.toolbar.status])
         head.add_class("wb-head")
-        page = w.Box([self.form_box, w.VBox([self.board.box, w.HTML("<h4>Copy as</h4>"), copy_as])])
+        page = w.Box([self.forms.box, self.panes.box])
         page.add_class("wb-page")
         self.box = w.VBox([w.HTML(f"<style>{theme.CSS}</style>", layout=w.Layout(display="none")), head, page])
         self.box.add_class("wb")
@@ -61,6 +57,7 @@ class Explorer:
         self.refresh()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        self.preview.begin()  # nobody reads a preview before the panel is shown
         return self.box._repr_mimebundle_(**kwargs)
 
     @property
@@ -82,45 +79,51 @@ class Explorer:
         """The runs on the list, oldest first."""
         return list(self.session.runs)
 
+    def search(self, query: str) -> list[Hit]:
+        """Methods and tasks in which every word of ``query`` occurs, best first."""
+        return find(query)
+
     def choose(self, method: str | None = None, task: str | None = None) -> None:
-        """Choose a method, a task or both; the form starts from the method's example, as after a choice by hand."""
+        """Choose a method, a task or both; the form starts from the preset, as after a choice by hand."""
         with self._lock:
             self.pickers.choose(method, task)
             self._on_pick()
 
+    def preset(self, name: str) -> None:
+        """Start the form from the method's example (``"quick"``) or from the declared defaults (``"paper"``)."""
+        if name not in PRESETS:
+            raise unknown("preset", name, PRESETS)
+        with self._lock:
+            self.toolbar.preset.value = name
+            self.forms.restart(name)
+
     def set(self, task_params: Mapping[str, Any] | None = None, **values: Any) -> None:
-        """Set parameters of the method, of the task, ``seed`` and ``device``. A refused value raises, and the form stays as it was.
+        """Set parameters of the method, of the task, ``seed``, ``seeds`` and ``device``. A refused value raises; then nothing has changed.
 
         A name that the method and the task share is the method's; ``task_params`` reaches the task's.
         """
-        given: dict[str, dict[str, Any]] = {"method": {}, "task": dict(task_params or {}), "run": {}}
-        for name, value in values.items():
-            part = next((p for p in ("method", "task", "run") if p in self._forms and name in self._forms[p].fields), None)
-            if part is None:
-                raise unknown("parameter", name, [n for form in self._forms.values() for n in form.fields])
-            given[part][name] = value
         with self._lock:
-            before = {part: form.values for part, form in self._forms.items()}
-            try:
-                for part, changes in given.items():
-                    if changes:
-                        self._forms[part].set(**changes)
-            except UserError:
-                for part, form in self._forms.items():
-                    for name, value in before[part].items():
-                        form.fields[name].set(value)
-                    form.check()
-                raise
+            self.forms.set(task_params, **values)
 
     def reset(self) -> None:
         """Put the form back to what it started from."""
         with self._lock:
-            for form in self._forms.values():
-                form.reset()
+            self.forms.reset()
 
     def run(self) -> ListedRun:
-        """Queue what is on the form; one run trains at a time. UserError for whatever is wrong with it."""
-        return self.session.submit(self.request())
+        """Queue what is on the form, one run for each of its seeds; one run trains at a time. Returns the first of them.
+
+        UserError for whatever is wrong with the form, and where all of these runs are on their way already.
+        """
+        listed, refusal = [], None
+        for request in self.requests():
+            try:
+                listed.append(self.session.submit(request))
+            except UserError as error:
+                refusal = error
+        if not listed:
+            raise refusal
+        return listed[0]
 
     def pause(self) -> None:
         """Pause the run that is training, at its next step."""
@@ -139,30 +142,56 @@ class Explorer:
         self.session.stop_all()
         self.refresh()
 
+    def rerun(self, run: ListedRun | int) -> ListedRun:
+        """Repeat a run of the list, given as such or by its number, from its first step."""
+        return self.session.rerun(self._listed(run))
+
+    def load(self, run: Any) -> None:
+        """Put the parameters of a run into the form: one of the list (or its number), or a past one as :meth:`show` takes it."""
+        spec = self._listed(run).spec if isinstance(run, ListedRun | int) else self.past.spec(run)
+        with self._lock:
+            self.choose(spec.method, spec.task)
+            self.forms.fill({"method": spec.params, "task": spec.task_params, "run": {"seed": spec.seed}})
+
+    def duplicate(self, run: ListedRun | int) -> None:
+        """Put the parameters of a run into the form, with the first seed above its own that is not on the list."""
+        spec = self._listed(run).spec
+        self.load(run)
+        twins = next(g for g in curves.repeated(self.runs) if any(r.spec is spec for r in g))
+        taken = {r.spec.seed for r in twins}
+        self.set(seed=next(s for s in range(spec.seed + 1, spec.seed + len(taken) + 2) if s not in taken))
+
+    def show(self, run: Any) -> ListedRun:
+        """Draw a past run beside the others: by the name of its folder or the beginning of it, or by the id or link of its MLflow run."""
+        return self.session.show(self.past.folder(run), self.tracking)
+
     def request(self) -> Request:
-        """What is on the form, as arguments of ``workbench.run``; UserError when something on it is refused."""
+        """What is on the form, as arguments of ``workbench.run`` (of its first seed); UserError when something on it is refused."""
+        return self.requests()[0]
+
+    def requests(self) -> list[Request]:
+        """As :meth:`request`, one for each seed."""
         method, task = self.pickers.method.value, self.pickers.task.value
         if method is None or task is None:
             raise UserError("Choose a method and a task first.")
-        if "method" not in self._forms:
+        if not self.forms:
             raise UserError(self._trouble)
-        of_run = self._forms["run"].check()
-        if of_run is None:
-            raise UserError("\n".join(self._forms["run"].errors.values()))
-        return Request(method, task, self._forms["method"].changes(), self._forms["task"].changes(), of_run.seed,
-                       None if of_run.device == "auto" else of_run.device, self.tracking)
+        of_run = self.forms.of_run()
+        first = Request(method, task, self.forms["method"].changes(), self.forms["task"].changes(), of_run.seed,
+                        None if of_run.device == "auto" else of_run.device, self.tracking)
+        return [replace(first, seed=seed) for seed in range(of_run.seed, of_run.seed + of_run.seeds)]
 
     def python(self) -> str:
-        """The run on the form as a Python script."""
-        return snippets.python(self.request())
+        """The runs on the form as a Python script."""
+        return snippets.python(self.requests())
 
     def cli(self) -> str:
-        """The run on the form as a shell command."""
-        return snippets.cli(self.request())
+        """The runs on the form as shell commands."""
+        return snippets.cli(self.requests())
 
     def papermill(self) -> str:
-        """The run on the form as a papermill call of ``notebooks/run.ipynb``."""
-        return snippets.papermill(self.request())
+        """The runs on the form as papermill calls of ``notebooks/run.ipynb``."""
+        return snippets.papermill(self.requests())
 
     # --- view -------------------------------------------------------------------------------------------------
 
@@ -170,47 +199,12 @@ class Explorer:
         """Bring everything that depends on the runs up to date."""
         with self._lock:
             self.board.refresh()
-            current = self.session.current
-            waiting = sum(r.status == "queued" for r in self.runs)
-            held = current is not None and current.status in ("paused", "pausing")
-            for button, off in ((self.pause_button, current is None or current.status in ("queued", "stopping")),
-                                (self.stop_button, current is None or current.status == "stopping"),
-                                (self.stop_all_button, waiting == 0)):
-                if button.disabled != off:
-                    button.disabled = off
-            label, icon = ("Resume", "play") if held else ("Pause", "pause")
-            if self.pause_button.description != label:
-                self.pause_button.description, self.pause_button.icon = label, icon
-            text = self._status_html(current, waiting)
-            if text != self.status.value:
-                self.status.value = text
-
-    def _status_html(self, current: ListedRun | None, waiting: int) -> str:
-        trouble = f'<div class="wb-bad" role="alert">{html.escape(self._trouble)}</div>' if self._trouble else ""
-        if current is None:
-            last = self.runs[-1] if self.runs else None
-            line = f"{html.escape(last.name)} {_state(last)}" if last else "Nothing has run yet."
-            return f'{trouble}<div role="status">{line}</div>'
-        done, total = current.progress or (0, 0)
-        bar = f'<progress max="{max(total, 1)}" value="{done}"></progress> {done}/{total}' if current.progress else ""
-        queue = f", {waiting} queued" if waiting and current.status != "queued" else ""
-        return f'{trouble}<div role="status">{html.escape(current.name)} {_state(current)} {bar}{queue}</div>'
-
-    def _build_buttons(self) -> None:
-        def button(text: str, icon: str, tip: str, verb: Callable[[], Any], style: str = "") -> w.Button:
-            made = w.Button(description=text, icon=icon, tooltip=tip, button_style=style)
-            made.on_click(lambda _: self._press(verb))
-            return made
-
-        self.run_button = button("Run", "play", "queue what is on the form", self.run, "primary")
-        self.pause_button = button("Pause", "pause", "pause the run that is training, or let it go on", self._toggle)
-        self.stop_button = button("Stop", "stop", "stop the run that is training", self.stop)
-        self.stop_all_button = button("Stop all", "ban", "stop it and empty the queue", self.stop_all)
-        self.reset_button = button("Reset", "undo", "put the form back to the method's example", self.reset)
-        self.buttons = w.Box([self.run_button, self.pause_button, self.stop_button, self.stop_all_button, self.reset_button])
-        self.buttons.add_class("wb-bar")
-        self.status = w.HTML()
-        self.status.add_class("wb-status")
+            runs = self.runs
+            named = curves.labels(runs)
+            self.menu.update(runs, named)
+            self.inside.update(runs, named)
+            self.toolbar.update(runs, self.session.current, self._trouble)
+            self.preview.look()
 
     def _press(self, verb: Callable[[], Any]) -> None:
         """A verb behind a button: its errors are written on the panel."""
@@ -220,6 +214,9 @@ class Explorer:
         except UserError as error:
             self._trouble = str(error)
         self.refresh()
+
+    def _pressed(self, verb: Callable[..., Any]) -> Callable[..., None]:
+        return lambda *arguments: self._press(lambda: verb(*arguments))
 
     def _toggle(self) -> None:
         current = self.session.current
@@ -231,50 +228,27 @@ class Explorer:
             act(current)
         self.refresh()
 
+    def _listed(self, run: ListedRun | int) -> ListedRun:
+        if isinstance(run, ListedRun):
+            return run
+        known = {r.number: r for r in self.runs}
+        if run not in known:
+            raise unknown("run number", str(run), map(str, known))
+        return known[run]
+
     # --- form -------------------------------------------------------------------------------------------------
 
     def _on_pick(self) -> None:
-        """Build the forms of the chosen method and task; what was typed for a part that stays is kept."""
-        method, task = self.pickers.method.value, self.pickers.task.value
-        self._trouble = ""
-        try:
-            example = registry.load_method(method).example if method else {}
-            self._keep("method", registry.load_method(method).Params if method else None, f"method {method!r}", example.get("params"))
-            self._keep("task", registry.load_task(task).Params if task else None, f"task {task!r}",
-                       example.get("task_params") if example.get("task") == task else None)
-            if "run" not in self._forms:
-                self._forms["run"] = Form(run_params(), "the run", None, self._on_form)
-        except UserError as error:
-            self._trouble = str(error)
-        except Exception as error:  # a method's file of somebody who is just writing it
-            self._trouble = f"{method} on {task} cannot be loaded: {type(error).__name__}: {error}"
-        if self._trouble:
-            self._forms = {}
-        heads = {"method": "Method parameters", "task": "Task parameters", "run": "Run"}
-        shown = [(heads[part], self._forms[part]) for part in heads if part in self._forms and self._forms[part].fields]
-        self.form_box.children = [child for head, form in shown for child in (w.HTML(f"<h4>{head}</h4>"), form.box)]
+        self._trouble = self.forms.build(self.pickers.method.value, self.pickers.task.value, self.toolbar.preset.value)
         self._on_form()
         self.refresh()
 
-    def _keep(self, part: str, model: type[Params] | None, owner: str, start: Mapping[str, Any] | None) -> None:
-        """Have a form for ``model``, started from ``start`` unless it is there already."""
-        there = self._forms.get(part)
-        if model is None:
-            self._forms.pop(part, None)
-        elif there is None or (there.model, there.owner) != (model, owner):
-            self._forms[part] = Form(model, owner, start, self._on_form)
-
     def _on_form(self) -> None:
-        """Write the texts to copy; without a valid form there is nothing to copy and nothing to run."""
+        """Write the texts to copy and the cost; without a valid form there is nothing to copy and nothing to run."""
         try:
-            request, trouble = self.request(), ""
+            requests, trouble = self.requests(), ""
         except UserError as error:
-            request, trouble = None, str(error)
-        self.run_button.disabled = request is None
-        for name, make in (("Python", snippets.python), ("Command line", snippets.cli), ("Papermill", snippets.papermill)):
-            self.texts[name].value = make(request) if request else f"The form has an error:\n{trouble}\n"
-
-
-def _state(r: ListedRun) -> str:
-    why = reason(r)
-    return status_word(r) + (f": {why}" if why else "")
+            requests, trouble = [], str(error)
+        self.toolbar.run.disabled = not requests
+        self.copies.update(requests, trouble)
+        self.preview.ask(requests)

@@ -1,4 +1,4 @@
-"""Choosing what to run: family, method, and a task of a kind that the method runs on."""
+"""Choosing what to run: by search, or by family, method, and a task of a kind that the method runs on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import ipywidgets as w
 
 from tracking.errors import UserError
 from workbench import registry
+from workbench.explorer import search
 from workbench.method import Method
 
 ALL = "all families"
+SHOWN = 12  # hits of a search
+FIRST = "binaryconnect"  # chosen at first where it is there: it learns in seconds, with nothing but what is installed
 
 
 class Pickers:
-    """Three lists and what is said about the choice. ``changed`` is called after a person's choice of method or task."""
+    """A search, three lists and what is said about the choice. ``changed`` is called after a person's choice of method or task."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed, self._quiet = changed, False
@@ -27,10 +30,21 @@ class Pickers:
         self.task = w.Dropdown(description="Task", tooltip="data set and model; only tasks that the method runs on", style=style)
         self.about = w.HTML()
         self.about.add_class("wb-about")
+        self.query = w.Text(description="Search", placeholder="methods, tasks, papers: binary, federated, 2211.03741, digits …",
+                            tooltip="words that occur in a method's or a task's name, description, family or paper", style=style)
+        self.hits = w.Select(options=[], rows=2, description="Found", tooltip="choose with the arrow keys or by a click", style=style)
+        self.found = w.HTML()
+        self.found.add_class("wb-note")
+        self._hits: list[search.Hit] = []
         grid = w.Box([self.family, self.method, self.task])
         grid.add_class("wb-grid")
-        self.box = w.VBox([grid, self.about])
+        seek = w.VBox([self.query, self.hits, self.found])
+        seek.add_class("wb-seek")
+        self.box = w.VBox([seek, grid, self.about])
+        self._show_hits()
         self.choose()
+        self.query.observe(self._on_query, names="value")
+        self.hits.observe(self._on_hit, names="index")
         self.family.observe(self._on_family, names="value")
         self.method.observe(self._on_method, names="value")
         self.task.observe(self._on_task, names="value")
@@ -59,6 +73,47 @@ class Pickers:
         finally:
             self._quiet = False
 
+    def take(self, hit: search.Hit) -> None:
+        """Choose what a search has found: a method, or a task, with a method that runs on it where the present one does not."""
+        if hit.what == "method":
+            self.choose(hit.id)
+            return
+        kind = registry.task_entry(hit.id).literals.get("kind", "classification")
+        present = self.method.value
+        method = present if present and kind in kinds(registry.method_entry(present)) else next(
+            (e.id for e in registry.methods().values() if kind in kinds(e)), None)
+        if method is None:
+            raise UserError(f"No method here runs on tasks of kind {kind}.")
+        self.choose(method, hit.id)
+
+    def _show_hits(self) -> None:
+        """List what the words in the box find; nothing where there are none."""
+        words = self.query.value.strip()
+        self._hits = search.find(words) if words else []
+        self._quiet, before = True, self._quiet
+        try:
+            self.hits.options = [hit.label for hit in self._hits]
+            self.hits.index = None
+            self.hits.rows = max(2, min(len(self._hits), SHOWN))
+        finally:
+            self._quiet = before
+        self.hits.layout.display = None if self._hits else "none"
+        counts = [f"{n} {what}{'s' * (n != 1)}" for what in ("method", "task") if (n := sum(h.what == what for h in self._hits))]
+        text = " and ".join(counts) + " found." if self._hits else f"Nothing found. {search.nearest(words)}" if words else ""
+        self.found.value = f'<div aria-live="polite">{html.escape(text)}</div>' if text else ""
+
+    def _on_query(self, _: Any) -> None:
+        self._show_hits()
+
+    def _on_hit(self, change: Any) -> None:
+        if not self._quiet and change["new"] is not None:
+            try:
+                self.take(self._hits[change["new"]])
+            except UserError as error:
+                self.found.value = f'<span class="wb-bad" role="alert">{html.escape(str(error))}</span>'
+                return
+            self._changed()
+
     def _list_families(self, keep: bool) -> None:
         """All families; the one chosen stays if it is to be kept."""
         before = self.family.value if keep else ALL
@@ -70,7 +125,7 @@ class Pickers:
         entries = {e.id: e for e in registry.methods().values() if self.family.value in (ALL, e.family)}
         before = self.method.value
         self.method.options = [(e.title if e.title == e.id else f"{e.title} ({e.id})", e.id) for e in entries.values()]
-        self.method.value = before if before in entries else next(iter(entries), None)
+        self.method.value = next((id for id in (before, FIRST, *entries) if id in entries), None)
 
     def _list_tasks(self) -> None:
         """Tasks of the right kind; the method's example unless a person has chosen another one that it runs on."""

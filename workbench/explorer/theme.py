@@ -12,7 +12,7 @@ CSS = """
 }
 [data-jp-theme-light="false"] .wb { --wb-bad: #ff8a80; --wb-good: #7ddc9f; --wb-warn: #f2c063; color-scheme: dark; }
 .wb .wb-page { display: grid; grid-template-columns: minmax(0, 1fr); gap: 14px 28px; overflow: visible; }
-@container (min-width: 1080px) { .wb .wb-page { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); } }
+@container (min-width: 1000px) { .wb .wb-page { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); } }
 .wb .wb-page > *, .wb .widget-vbox, .wb .widget-hbox, .wb .wb-fields > * { min-width: 0; max-width: 100%; }
 .wb .wb-grid, .wb .wb-fields { display: grid; gap: 8px 20px; overflow: visible; align-items: start; }
 .wb .wb-grid { grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); }
@@ -74,6 +74,33 @@ CSS = """
 .wb .js-plotly-plot .hoverlayer .hovertext text { fill: #fff !important; }
 .wb .js-plotly-plot .modebar { background: transparent !important; }
 .wb .js-plotly-plot .modebar-btn .icon path { fill: var(--wb-soft) !important; }
+.wb .wb-seek { margin-bottom: 6px; }
+.wb .wb-seek .widget-text, .wb .wb-seek .widget-select { width: auto; margin: 0 0 4px; }
+.wb .wb-seek .widget-select { height: auto; }
+.wb .wb-seek select, .wb .wb-list select { height: auto; }
+.wb .wb-list { width: 100%; height: auto; margin: 4px 0; }
+.wb .wb-list select { font-family: var(--jp-code-font-family, monospace); font-size: 12px; width: 100%; }
+.wb .wb-cost .widget-html-content { line-height: 1.45; font-size: 12.5px; height: auto; color: var(--wb-soft); min-height: 18px; }
+.wb .wb-more-button { width: auto; margin: 8px 0 4px; padding: 0 12px; background: none; border: 1px solid var(--wb-line);
+  color: var(--wb-text); }
+.wb .wb-panes { margin: 8px 0 0; }
+.wb .wb-panes .jupyter-button { width: auto; padding: 0 14px; }
+.wb .wb-panes .jupyter-button.mod-active { background: var(--jp-brand-color1, #1976d2); color: #fff; }
+.wb .wb-bar .widget-text { width: auto; margin: 0 8px 0 0; }
+.wb .wb-bar .widget-text .widget-label { width: auto !important; }
+.wb .wb-bar input[type="text"] { min-width: 90px; }
+.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top; }
+.wb .wb-table .wide { overflow-x: auto; max-width: 100%; }
+.wb .widget-html, .wb .widget-html-content { min-width: 0; max-width: 100%; }
+.wb .wb-table ul { margin: 4px 0; padding-left: 18px; } .wb .wb-table li { white-space: normal; }
+.wb .wb-table .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.wb .wb-table tbody th { color: var(--wb-text); }
+.wb .wb-table p, .wb .wb-table li { font-size: 12px; color: var(--wb-soft); margin: 2px 0; }
+.wb .wb-plots { width: 100%; margin: 0; }
+.wb .wb-plots .jp-OutputPrompt { display: none; }
+.wb .wb-plots .jp-OutputArea-output { overflow: hidden; padding: 0; }
+.wb button:focus-visible, .wb select:focus-visible, .wb input:focus-visible, .wb textarea:focus-visible, .wb a:focus-visible {
+  outline: 2px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
 .wb .wb-sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 

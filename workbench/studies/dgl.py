@@ -1,4 +1,4 @@
-"""The study of DGL: its runs as plain dictionaries, accuracy of every module, time lines, accounts of memory and bandwidth.
+"""The study of DGL: its runs as plain dictionaries, accuracy of every module, accounts of memory and bandwidth.
 
 Belilovsky, Eickenberg & Oyallon, ICML 2020, arXiv:1901.08164; Belilovsky, Leconte, Caccia, Eickenberg & Oyallon, arXiv:2106.06401.
 Learning rates of the reduced profiles are ours; at the full profile those of the official code.
@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracking.figures import layout
-from tracking.styles import style_of
 from workbench.datasets.models import build
-from workbench.decoupled import Costs, EventLine, RandomLine, ReplayBuffer, auxiliary_heads, balanced_cuts, module_costs, split, units
+from workbench.decoupled import Costs, RandomLine, ReplayBuffer, auxiliary_heads, balanced_cuts, module_costs, split, units
 from workbench.decoupled.buffer import pooled
 from workbench.decoupled.costs import evaluating
 
 if TYPE_CHECKING:
     import pandas
-    import plotly.graph_objects as go
 
     from workbench.comparison import Comparison
 
@@ -120,48 +117,7 @@ def module_table(comparison: Comparison, methods: Sequence[str], modules: int) -
     return pandas.DataFrame(rows)
 
 
-def module_curves(comparison: Comparison, method: str, modules: int) -> go.Figure:
-    """Accuracy per epoch behind every module: mean over seeds at the epochs that all of them report."""
-    import pandas
-    import plotly.graph_objects as go
-
-    (group,) = (g for g in comparison.groups if g.method == method)
-    figure, names = go.Figure(), [*(f"eval/accuracy_module_{j}" for j in range(1, modules)), "eval/accuracy"]
-    styles = style_of([f"module {j}" for j in range(1, modules + 1)])
-    for name, (title, style) in zip(names, styles.items(), strict=True):
-        tables = [f[["train/epoch", name]].dropna() for f in group.frames if name in f]
-        if tables:
-            mean = pandas.concat(tables).groupby("train/epoch")[name].mean()
-            figure.add_trace(go.Scatter(x=mean.index.to_numpy(), y=mean.to_numpy(), mode="lines+markers", name=title,
-                                        line={"color": style.colour, "dash": style.dash, "width": 2}, marker={"symbol": style.marker}))
-    figure.update_layout(layout(f"{method}: accuracy behind every module", "mean over seeds",
-                                "Test accuracy of the head of every module over the epochs.", modules))
-    figure.update_xaxes(title_text="train/epoch [epochs]")
-    return figure.update_yaxes(title_text="test accuracy [fraction]")
-
-
-# --- who waits when, and what is read again -----------------------------------------------------------------
-
-
-def time_line(durations: Sequence[float], until: float, buffer: int = 5, title: str = "") -> go.Figure:
-    """Steps of modules that go at their own pace, as bars over virtual time; gaps are waits."""
-    import plotly.graph_objects as go
-
-    spans: list[tuple[int, float, float]] = []
-    line = EventLine(durations, [ReplayBuffer(buffer) for _ in durations[1:]], spans=spans)
-    while line.now < until:
-        line.turn(lambda j, item: j)
-    figure = go.Figure()
-    styles = style_of([f"module {j}" for j in range(1, len(durations) + 1)])
-    for j, (name, style) in enumerate(styles.items()):
-        own = [(a, min(b, until) - a) for k, a, b in spans if k == j and a < until]
-        figure.add_trace(go.Bar(base=[a for a, _ in own], x=[d for _, d in own], y=[name] * len(own), orientation="h", name=name,
-                                marker={"color": style.colour, "pattern": {"shape": style.hatch}, "line": {"color": "white", "width": 1}}))
-    note = "each bar is a step; a gap is a wait"
-    figure.update_layout(layout(title or "Who works when", note, "Steps of every module over time.", 0))
-    figure.update_layout(barmode="overlay")
-    figure.update_xaxes(title_text="virtual time", range=[0, until])
-    return figure.update_yaxes(autorange="reversed")
+# --- what is read again -------------------------------------------------------------------------------------
 
 
 def reuse_table(sizes: Sequence[int], factors: Sequence[float], turns: int, modules: int = 6, slow: int = 3,
@@ -220,31 +176,4 @@ def speed_table(names: Sequence[str], head: str, image: tuple[int, int, int] = (
             bare = Costs(costs.primary, (0,) * modules)
             rows.append({"network": name, "modules": modules, "speed-up": costs.speedup, "without heads": bare.speedup,
                          "heads' share [%]": 100 * sum(costs.heads) / sum(costs.primary)})
-    return pandas.DataFrame(rows)
-
-
-def in_processes(s: Scale, epochs: int, modules: int = 2) -> pandas.DataFrame:
-    """DGL with a process a module: what every one did, waited and sent, beside the utilisation that the pipeline model predicts."""
-    import tempfile
-    from pathlib import Path
-
-    import pandas
-
-    from workbench.decoupled.processes import run
-    from workbench.method import Context
-    from workbench.spec import resolve
-
-    spec = s.run("dgl", modules=modules, epochs=epochs, lr_decay_epochs=[], head="mlp")
-    job = resolve(**spec, device="cpu", threads=1)
-    ctx = Context(device=torch.device("cpu"), seed=0)
-    job.task.setup(ctx)
-    job.method.init(job.task, ctx)
-    model = job.method.durations
-    with tempfile.TemporaryDirectory() as place:
-        outcome = run(spec["method"], spec["task"], spec["params"], task_params=spec["task_params"], folder=Path(place) / "run")
-    rows = []
-    for j, (line, cost) in enumerate(zip(outcome.modules, model, strict=True), 1):
-        rows.append({"module": j, "updates": line["updates"], "updates a second": line["updates"] / line["seconds"],
-                     "worked [s]": line["busy_s"], "waited [s]": line["waited_s"], "utilisation": line["utilisation"],
-                     "predicted": cost / max(model), "sent on the wire [B]": line["wire_sent_bytes"]})
     return pandas.DataFrame(rows)

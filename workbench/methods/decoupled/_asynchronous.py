@@ -16,6 +16,7 @@ from workbench.method import Context, Progress, derive_seed
 from workbench.methods.decoupled._channels import exact_links, vq_figures
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod
 from workbench.methods.decoupled._params import LocalParams, Rule, WorkerParams
+from workbench.methods.decoupled._traced import AllHeads
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -157,7 +158,20 @@ class AsynchronousMethod(LocalMethod):
         return Progress(sum(state.updates), self.params.modules * self.params.epochs * state.feed.batches)
 
     def modelled(self, state: AsynchronousState, task: SupervisedTask) -> tuple[nn.Module, Any, Any] | None:
-        return None  # modules see different numbers of samples
+        """All modules and heads in float32, where they go at one pace, so that each trains once on every sample the first one takes
+        (in the random order: on average). Messages are not in it.
+
+        ``None`` where paces differ: joules count per fresh sample, and how many updates of the others come to one of these, and how
+        often a module that is done hands on, changes along the run.
+        """
+        p = self.params
+        if p.slowdown > 1 or p.costs != "equal" or p.bandwidth:
+            return None
+        return self.in_float32(AllHeads(state.training.network, self.coded_links(state)), task)
+
+    def coded_links(self, state: AsynchronousState) -> list[nn.Module]:
+        """What the energy model is shown of the borders."""
+        return []
 
 
 def begin_epoch(optimizer: torch.optim.Optimizer, rate: float, reset: bool) -> None:

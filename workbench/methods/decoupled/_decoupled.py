@@ -159,6 +159,7 @@ class DecoupledMethod(SupervisedTraining):
         return metrics
 
     def modelled(self, state: DecoupledState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
+        """Each method says what a training sample costs in all its modules; ``None``: nothing is modelled."""
         return None
 
     def in_float32(self, network: nn.Module, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan]:

@@ -11,6 +11,7 @@ from workbench.decoupled.line import link
 from workbench.method import Context
 from workbench.methods.decoupled._decoupled import DecoupledMethod, DecoupledState, Feed
 from workbench.methods.decoupled._params import WorkerParams
+from workbench.methods.decoupled._traced import Replayed
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -59,8 +60,11 @@ class DelayedMethod(DecoupledMethod):
         return sum(self.forward) + up + after, sum(self.forward) + sum(second)
 
     def modelled(self, state: DecoupledState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
-        """The network's own training in float32; a second forward pass, messages and waiting are not in it."""
-        return self.in_float32(self.network(state), task)
+        """The network's own training in float32. DDG keeps what its backward passes need; features replay goes forward once more, which
+        is in it.
+        """
+        lagging = sum(state.training.lag(k) > 0 for k in range(self.params.modules)) if self.replay else 0
+        return self.in_float32(Replayed(state.training.bodies, lagging) if lagging else self.network(state), task)
 
 
 class DelayParams(WorkerParams):

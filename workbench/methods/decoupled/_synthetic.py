@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,13 @@ from workbench.decoupled.line import link
 from workbench.method import Context
 from workbench.methods.decoupled._decoupled import DecoupledMethod, DecoupledState, Feed
 from workbench.methods.decoupled._params import WorkerParams
+from workbench.methods.decoupled._traced import WithSynthesisers
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 @dataclass
@@ -71,3 +76,7 @@ class SyntheticMethod(DecoupledMethod):
     def report(self, state: SyntheticState) -> dict[str, float]:
         error = state.training.relative_error()
         return {"clock/idle": state.clock.idle} | ({} if error is None else {"train/synthetic_error": error})
+
+    def modelled(self, state: SyntheticState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
+        """Modules and synthesisers in float32."""
+        return self.in_float32(WithSynthesisers(state.training.bodies, state.training.synthesisers), task)

@@ -6,13 +6,16 @@ quantiser is known and what is a choice of ours.
 
 from __future__ import annotations
 
+from torch import nn
+
 from tracking.errors import UserError
 from workbench.decoupled import Channel, LocalNetwork, OnlineVQ
 from workbench.decoupled.channel import Drift
 from workbench.decoupled.costs import evaluating
 from workbench.decoupled.vector_quantisation import Start
 from workbench.method import Context, derive_seed
-from workbench.methods.decoupled._asynchronous import AsynchronousMethod, AsynchronousParams
+from workbench.methods.decoupled._asynchronous import AsynchronousMethod, AsynchronousParams, AsynchronousState
+from workbench.methods.decoupled._traced import CodedLink
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -52,3 +55,7 @@ class AsynchronousVQ(AsynchronousMethod):
             found.append(Channel(f"module {j + 1}", task.num_classes, quantiser=quantiser, sync_every=p.sync_every, drift=p.drift,
                                  freeze_after=p.freeze_after, ledger=ctx.ledger))
         return found
+
+    def coded_links(self, state: AsynchronousState) -> list[nn.Module]:
+        """The search for codewords, the look-up behind it, and the sums that codebooks learn from."""
+        return [CodedLink(channel.quantiser).to(self.sample.device) for channel in state.channels]

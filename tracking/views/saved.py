@@ -1,0 +1,145 @@
+"""The format of MLflow's saved views: the only module that knows it.
+
+MLflow keeps a named arrangement of the runs page in a tag of the experiment, ``mlflow.sharedViewState.<id>``, and opens it where the
+link's ``viewStateShareKey`` names it. That is how its own Share button works; it is no documented interface, so :data:`KNOWN` lists the
+versions on whose server a browser has shown these views, and :mod:`tracking.views.publishing` refers people on other ones to the report.
+
+What is shown is in JSON files beside this one: ``name``, ``group_by`` (parameters), ``about``, and ``charts``, each with ``section``,
+``y``, and ``x`` (``"step"`` or a metric) or ``scatter`` (a metric on the horizontal axis, last values).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracking.errors import UserError
+from tracking.metrics import metric
+
+KNOWN = ("3.17",)
+"""Versions (major.minor) of MLflow whose pages read this format."""
+TAG = "mlflow.sharedViewState."
+MAX_TAG = 20_000  # characters of an experiment's tag
+FOLDER = Path(__file__).parent
+VIEWS = tuple(sorted(p.stem for p in FOLDER.glob("*.json")))
+"""Ids of the views that come with the project."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One card: ``y`` along ``x`` as lines, or the last values of both as points."""
+
+    section: str
+    y: str
+    x: str = "step"
+    points: bool = False
+
+    def card(self, section: str, uuid: str) -> dict[str, Any]:
+        """MLflow's description of the card."""
+        common = {"uuid": uuid, "metricSectionId": section, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+        if self.points:
+            return {**common, "type": "SCATTER", "xaxis": {"key": self.x, "type": "METRIC"}, "yaxis": {"key": self.y, "type": "METRIC"}}
+        axis = {"xAxisKey": "step"} if self.x == "step" else {"xAxisKey": "metric", "selectedXAxisMetricKey": self.x}
+        return {**common, **axis, "type": "LINE", "metricKey": self.y, "selectedMetricKeys": [self.y], "scaleType": "linear",
+                "xAxisScaleType": "linear", "lineSmoothness": 0, "useGlobalXaxisKey": False, "useGlobalLineSmoothing": False}
+
+
+@dataclass(frozen=True)
+class View:
+    """A named arrangement of charts."""
+
+    id: str
+    name: str
+    about: str
+    group_by: tuple[str, ...]
+    charts: tuple[Chart, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the view in links: it changes with the content, so that a link always shows what it showed."""
+        text = json.dumps([self.name, self.group_by, [vars(c) for c in self.charts]])
+        return f"workbench-{self.id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def tag(self) -> str:
+        return TAG + self.key
+
+    def metrics(self) -> set[str]:
+        """Every metric that a chart shows."""
+        return {name for c in self.charts for name in (c.x, c.y)} - {"step"}
+
+    def only(self, reported: set[str]) -> View:
+        """The view without the charts that would be empty, because nobody has reported their metrics."""
+        kept = tuple(c for c in self.charts if {c.x, c.y} - {"step"} <= reported)
+        return View(self.id, self.name, self.about, self.group_by, kept)
+
+    def value(self, time_ms: int, reported: set[str] = frozenset()) -> str:
+        """The tag's value. Metrics in ``reported`` that no chart shows get no card of their own.
+
+        Raises :class:`UserError` when it is longer than a tag may be.
+        """
+        sections = {name: f"{self.key}-{number}" for number, name in enumerate(dict.fromkeys(c.section for c in self.charts), 1)}
+        cards = [c.card(sections[c.section], f"{self.key}-card-{number}") for number, c in enumerate(self.charts, 1)]
+        # MLflow adds a card for every metric without one, unless there is a deleted one
+        silent = sorted(reported - {c.y for c in self.charts if not c.points})
+        last = f"{self.key}-rest"
+        cards += [{"uuid": f"{self.key}-off-{number}", "type": "LINE", "metricSectionId": last, "deleted": True, "isGenerated": True,
+                   "metricKey": name} for number, name in enumerate(silent, 1)]
+        listed = [{"uuid": uuid, "name": name, "display": True, "isReordered": False} for name, uuid in sections.items()]
+        state = {
+            "compareRunCharts": cards, "compareRunSections": [*listed, {"uuid": last, "name": "Other metrics", "display": False,
+                                                                        "isReordered": False}],
+            "isAccordionReordered": True,  # else the sections are sorted by the alphabet
+            "runsHiddenMode": "SHOWALL", "hideEmptyCharts": True, "orderByKey": "attributes.start_time", "orderByAsc": False,
+            "useGroupedValuesInCharts": True, "groupBy": self._grouping(),
+        }
+        packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
+        text = json.dumps({"name": self.name, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
+        if len(text) > MAX_TAG:
+            raise UserError(f"View {self.id!r} takes {len(text)} characters; MLflow allows {MAX_TAG}. Give it fewer charts.")
+        return text
+
+    def _grouping(self) -> dict[str, Any] | None:
+        if not self.group_by:
+            return None
+        return {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": name} for name in self.group_by]}
+
+
+def load(id: str) -> View:
+    """Read a view that comes with the project."""
+    from tracking.errors import unknown
+
+    if id not in VIEWS:
+        raise unknown("view", id, VIEWS)
+    return parse(id, json.loads((FOLDER / f"{id}.json").read_text()))
+
+
+def parse(id: str, data: Mapping[str, Any]) -> View:
+    """Check the content of a view's file. Raises :class:`UserError` for unknown fields and undeclared metrics."""
+    extra = set(data) - {"name", "about", "group_by", "charts"}
+    missing = {"name", "charts"} - set(data)
+    if extra or missing:
+        raise UserError(f"View {id!r} is refused: unknown fields {sorted(extra)}, missing {sorted(missing)}.")
+    charts = []
+    for number, item in enumerate(data["charts"], 1):
+        if set(item) - {"section", "x", "y", "scatter"} or not {"section", "y"} <= set(item) or {"x", "scatter"} <= set(item):
+            raise UserError(f"View {id!r}, chart {number} is refused: {dict(item)}. It has section, y, and x or scatter.")
+        chart = Chart(item["section"], item["y"], item.get("scatter", item.get("x", "step")), "scatter" in item)
+        for name in {chart.x, chart.y} - {"step"}:
+            metric(name)
+        charts.append(chart)
+    return View(id, data["name"], data.get("about", ""), tuple(data.get("group_by", ())), tuple(charts))
+
+
+def read_back(value: str) -> dict[str, Any]:
+    """The state that a tag's value holds, packed or not."""
+    state = json.loads(value)["state"]
+    if state.startswith("deflate;"):
+        state = zlib.decompress(base64.b64decode(state.removeprefix("deflate;"))).decode()
+    return json.loads(state)

@@ -1,0 +1,59 @@
+"""Gradient descent on the output of one layer: what learns its grid or its low-rank part against calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.llm.feedback import row_errors
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round; the gradient passes as if nothing had happened (straight-through estimator, Bengio et al., 2013)."""
+    return x + (x.round() - x).detach()
+
+
+def half_through(x: Tensor) -> Tensor:
+    """The value that fp16 gives back; the gradient passes."""
+    return x + (x.detach().half().float() - x.detach())
+
+
+@torch.enable_grad()
+def descend(approximate: Callable[[], Tensor], groups: list[dict[str, Any]], weight: Tensor, hessian: Tensor, steps: int) -> list[float]:
+    """AdamW on ``tr(E H E^T) / tr(W H W^T)`` for ``E = W - approximate()``, the rate falling linearly to zero.
+
+    Args:
+        approximate: the matrix (p, q) as it would be stored, from the parameters.
+        groups: parameter groups as for ``torch.optim.AdamW``: leaf tensors, ``lr``, ``weight_decay``.
+        steps: 0 changes nothing.
+
+    Returns the objective before each step and at the end. The parameters are left at the best of these, so it never ends higher than it
+    began.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    for p in parameters:
+        p.requires_grad_(True)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(1, steps))
+    whole = float(row_errors(weight, hessian).sum()) or 1.0
+    objective: list[float] = []
+    best = [p.detach().clone() for p in parameters]
+    for step in range(steps + 1):
+        approximation = approximate()
+        error = weight - approximation.detach()
+        pulled = error @ hessian  # serves the objective and its gradient
+        objective.append(float((pulled * error).sum()) / whole)
+        if objective[-1] <= min(objective):
+            best = [p.detach().clone() for p in parameters]
+        if step < steps:
+            optimizer.zero_grad()
+            approximation.backward(pulled * (-2 / whole))
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        for p, value in zip(parameters, best, strict=True):
+            p.requires_grad_(False).copy_(value)
+    return objective

@@ -1,0 +1,58 @@
+"""Low-rank parts of a compressed matrix, ``W ≈ Q + B A``: truncated singular value decomposition of what the code
+leaves over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracking.errors import UserError
+from workbench.llm.packed import Packed, row_norm
+
+
+def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (r, q) and B (p, r) with B A the best approximation of rank r in the Frobenius norm (Eckart & Young, 1936).
+
+    The singular values are split evenly. Exact decomposition, float32.
+    """
+    if not 1 <= rank <= min(matrix.shape):
+        raise UserError(f"Rank {rank} is refused for a {matrix.shape[0]}×{matrix.shape[1]} matrix. Allowed: 1 to "
+                        f"{min(matrix.shape)}.")
+    u, s, v = torch.linalg.svd(matrix.float(), full_matrices=False)
+    root = s[:rank].sqrt()
+    return root[:, None] * v[:rank], u[:, :rank] * root
+
+
+def with_low_rank(packed: Packed, a: Tensor, b: Tensor, magnitude: bool = False) -> Packed:
+    """The same code with factors A (r, q), B (p, r), stored in fp16; with a magnitude (fp32) that leaves the rows as
+    they are."""
+    tensors = packed.tensors | {"low_rank.a": a.to(torch.float16), "low_rank.b": b.to(torch.float16)}
+    if magnitude:
+        tensors["magnitude"] = row_norm(packed.code(), tensors["low_rank.a"], tensors["low_rank.b"])
+    return Packed(packed.format, packed.shape, tensors, packed.meta)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Any quantiser, and the low-rank part of what it leaves over: ``Q = quantiser(W)``, ``B A = SVD_r(W - Q)``.
+
+    The quantise-first order with a single pass (LoftQ with T = 1: Li et al., ICLR 2024). A rank above what a matrix
+    has is cut to that.
+    """
+
+    quantiser: Callable[..., Packed]
+    rank: int
+    magnitude: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.quantiser.needs
+
+    def __call__(self, weight: Tensor, stats: Any = None, generator: torch.Generator | None = None) -> Packed:
+        packed = self.quantiser(weight, stats, generator)
+        a, b = factors(weight - packed.code(), min(self.rank, *weight.shape))
+        return with_low_rank(packed, a, b, self.magnitude)

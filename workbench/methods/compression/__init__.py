@@ -1,0 +1,1 @@
+"""Compression of trained language models to a few bits a weight."""

@@ -1,0 +1,1 @@
+"""Node representations of graphs, unsupervised and supervised."""
