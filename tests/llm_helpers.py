@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from workbench.llm.compressed import Compressed
+from workbench.methods.compression.rtn import RTN
 
 
 def llama(seed: int = 0, tied: bool = False, **sizes: int) -> nn.Module:
@@ -53,3 +59,24 @@ def numpy_rtn(weight: np.ndarray, bits: int, group: int, symmetric: bool) -> np.
             codes = np.clip(np.round(part / s + np.float32(z)), low, high)
             out[i, start:start + len(part)] = s * (codes - np.float32(z))
     return out
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Rounds at random by what it is given to draw from, and weighs nothing: seeds and needs are visible in its
+    result."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+
+    def __call__(self, weight, stats=None, generator=None):
+        noise = torch.rand(weight.shape, generator=generator) * stats.hessian.diagonal().sqrt()
+        return RTN(3, 16)(weight + 0.01 * noise)
+
+
+def payloads(compressed: Compressed) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: layer.packed.tensors for name, layer in compressed.layers().items()}
+
+
+def same(one: Compressed, two: Compressed) -> bool:
+    a, b = payloads(one), payloads(two)
+    return a.keys() == b.keys() and all(a[n].keys() == b[n].keys() and all(torch.equal(t, b[n][k]) for k, t in a[n].items()) for n in a)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +148,26 @@ def test_a_score_is_a_fused_product_of_sixteen_lanes() -> None:
     assert len(products) == 24
     assert all("%zmm" in line for line in products)
     assert not re.search(r"vmovu?a?ps\s+%zmm\d+, .*\(", loop)
+
+
+@NUMBA
+@pytest.mark.slow
+@pytest.mark.parametrize(("processor", "features"), [("haswell", "+avx2,+fma"), ("generic", "")])
+def test_processors_without_wide_registers_find_the_same(processor, features, tmp_path):
+    """Compiled anew for them: a smaller tile, and without fused products where there are none."""
+    program = """
+import torch
+from tracking.codecs.vq import VectorQuantiser
+from workbench.boolean.packed import simd
+from workbench.decoupled.vq_codec import LinkQuantiser
+assert not simd.PERMUTES
+for n, groups, d, side, size in ((3, 4, 4, 5, 256), (70, 2, 16, 1, 33), (2, 3, 5, 8, 7)):
+    x, book = torch.randint(-3, 4, (n, groups * d, side, side)).float(), torch.randint(-3, 4, (groups, size, d)).float()
+    assert LinkQuantiser(book, backend="numba").encode(x) == VectorQuantiser(book).encode(x)
+"""
+    given = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | given)
+    assert done.returncode == 0, done.stderr
 
 
 # --- learning -----------------------------------------------------------------------------------------------

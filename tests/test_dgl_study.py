@@ -125,6 +125,16 @@ def test_accuracy_of_every_module_by_epoch_and_at_the_end():
     assert row == pytest.approx({"method": "dgl", "module 1 [%]": 42.5, "module 2 [%]": 85.0, "all together [%]": 85.0})
 
 
+def test_accuracy_of_modules_trained_one_after_the_other():
+    """Two modules of an epoch each: while the first is all there is, its accuracy is the network's; then it stands beside the second."""
+    run = FakeRun(0, [0.4, 0.8])
+    run.table["eval/accuracy_module_1"] = [np.nan, 0.4]
+    group = Group("sequential_greedy", {"method": "sequential_greedy", "task": "digits/dgl_cnn4"}, [run])
+    comparison = Comparison([group], [], "eval/accuracy", "train/epoch", {})
+    figure = figures.module_curves(comparison, "sequential_greedy", 2, stage=1)
+    assert [(list(t.x), list(t.y)) for t in figure.data] == [([1, 2], [0.4, 0.4]), ([2], [0.8])]
+
+
 def test_accuracy_against_compression():
     """How many times less is sent than by exact links, on the x-axis; means and their intervals on the other."""
     def group(method: str, sent: int, **facts) -> Group:

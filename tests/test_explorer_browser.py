@@ -35,6 +35,7 @@ def test_first_five_minutes(tmp_path: Path, record_property):
         page.wait_for_selector(".wb", timeout=60_000)
         choose_and_run(page)
         use_the_kernel_meanwhile(page)
+        interrupt_the_kernel(page, lab)
         record_property("stop_s", stop_and_time(page))
         run_a_second_one(page)
         look_at_the_texts(page)
@@ -50,8 +51,8 @@ def field(page: Page, name: str):
 
 def choose_and_run(page: Page) -> None:
     page.locator(".wb").get_by_label("Family", exact=True).select_option("testing")
-    assert page.locator(".wb").get_by_label("Method", exact=True).input_value() != ""
     field(page, "steps").wait_for()
+    assert page.locator(".wb").get_by_label("Method", exact=True).input_value() != ""
     assert page.locator(".wb").get_by_label("Task", exact=True).locator("option").all_inner_texts() == ["toy"]
     # what the form shows is what the kernel holds: no slider rounded anything on being displayed
     assert field(page, "steps").input_value() == "5"
@@ -77,6 +78,14 @@ def use_the_kernel_meanwhile(page: Page) -> None:
     assert "running" in page.locator(STATUS).first.inner_text()
 
 
+def interrupt_the_kernel(page: Page, lab: Lab) -> None:
+    """An interrupt is for the cell that runs; a run has a thread of its own and goes on."""
+    lab.interrupt_kernels()
+    first = page.locator(LINES).first.get_attribute("d")
+    page.wait_for_function("([css, old]) => document.querySelector(css).getAttribute('d') !== old", arg=[LINES, first])
+    assert "running" in page.locator(STATUS).first.inner_text()
+
+
 def stop_and_time(page: Page) -> float:
     begin = time.perf_counter()
     page.locator(".wb button", has_text="Stop").first.click()
@@ -84,6 +93,22 @@ def stop_and_time(page: Page) -> float:
     took = time.perf_counter() - begin
     print(f"Stop was seen on screen after {took:.2f} s")
     return took
+
+
+def run_with_the_keyboard_alone(page: Page) -> None:
+    """From the search box to a finished run without a mouse; then the way back to the form as it was."""
+    page.locator(".wb").get_by_label("Search").focus()
+    page.keyboard.type("point plane")
+    page.locator(".wb").get_by_label("Found").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText.trim()") == "Run":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{STATUS}:has-text('from the cache')", timeout=60_000)
+    page.locator(".wb").get_by_label("Search").fill("")
 
 
 def run_a_second_one(page: Page) -> None:

@@ -66,3 +66,15 @@ def test_fifty_runs_share_the_points_of_a_few(tmp_path, toy):
         at = np.searchsorted(0.01 * np.arange(1, 1001), np.asarray(mean.x) - 1e-9)
         np.testing.assert_allclose(mean.y, expected[at], rtol=1e-9)
         assert (np.asarray(low.y) < np.asarray(mean.y)).all()
+
+
+def test_choosing_leaves_no_widgets_behind(ex):
+    """A kernel remembers every widget that is not closed, and each page that is loaded again fetches them all."""
+    from ipywidgets.widgets.widget import _instances
+
+    ex.choose("askewsgd", "digits/mlp")
+    before = len(_instances)
+    for _ in range(3):
+        ex.choose("toy", "toy")
+        ex.choose("askewsgd", "digits/mlp")
+    assert len(_instances) == before

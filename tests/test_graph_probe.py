@@ -1,4 +1,6 @@
-"""What every representation of nodes is measured by, a linear probe and clustering, against scikit-learn; and lent generators."""
+"""What every representation of nodes is measured by, a linear probe and clustering, against scikit-learn; and lent
+generators.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def problem(n: int, dim: int, classes: int, seed: int = 0) -> tuple[torch.Tensor
 # --- the probe ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "dim", "classes"), [(90, 200, 4), (300, 12, 3), (120, 5, 2)])  # wider than long, and longer than wide
+@pytest.mark.parametrize(
+    ("n", "dim", "classes"), [(90, 200, 4), (300, 12, 3), (120, 5, 2)]
+)  # wider than long, and longer than wide
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
 def test_the_probe_is_scikit_learn_s_logistic_regression(n, dim, classes, c):
     linear_model = pytest.importorskip("sklearn.linear_model")
@@ -55,12 +59,16 @@ def test_the_objective_is_at_its_minimum():
     for c in (1e-3, 1.0, 100.0):
         probe = linear_probe(x, y, train, val, test, (c,))
         steep = []
-        for w, b in ((torch.zeros_like(probe.weight), torch.zeros_like(probe.bias)), (probe.weight.clone(), probe.bias.clone())):
+        for w, b in (
+            (torch.zeros_like(probe.weight), torch.zeros_like(probe.bias)),
+            (probe.weight.clone(), probe.bias.clone()),
+        ):
             w, b = w.requires_grad_(), b.requires_grad_()
             losses = torch.nn.functional.cross_entropy(x[train] @ w + b, y[train], reduction="sum")
             (c * losses + 0.5 * w.square().sum()).backward()
             steep.append(torch.cat([w.grad, b.grad[None]]).norm().item())
-        # the solver ends at 1e-7 of the objective in its scaled variables; in the plain ones directions weigh differently
+        # the solver ends at 1e-7 of the objective in its scaled variables; in the plain ones directions weigh
+        # differently
         assert steep[1] < 1e-4 * steep[0]
 
 
@@ -117,7 +125,9 @@ def test_blocks_are_scaled_as_wholes_by_their_spread():
     scaled = scale_blocks([7 * a + 40, b, a])
     assert scaled.shape == (50, 8)
     # float32 rounding of numbers of size 40 / 7
-    torch.testing.assert_close(scaled[:, :3] - scaled[:, :3].mean(0), scaled[:, 5:] - scaled[:, 5:].mean(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        scaled[:, :3] - scaled[:, :3].mean(0), scaled[:, 5:] - scaled[:, 5:].mean(0), rtol=0, atol=1e-5
+    )
     assert scaled[:, 5:].var(0, correction=0).mean().item() == pytest.approx(1, rel=1e-6)
     assert torch.equal(scaled[:, 3:5], b), "constants stay"
 

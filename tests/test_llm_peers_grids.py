@@ -18,6 +18,7 @@ from workbench.llm.formats_grid import NormalFloatGrid, UniformGrid
 from workbench.methods.compression.awq import AWQ
 from workbench.methods.compression.hqq import HQQ
 from workbench.methods.compression.nf4 import QLoRA
+from workbench.methods.compression.rtn import RTN
 
 # Dettmers et al. 2023, appendix E, "exact values of the NF4 data type"
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -40,6 +41,14 @@ def test_a_uniform_grid_rounds_to_nearest_as_the_textbook_does(bits, symmetric, 
     # float32 arithmetic on both sides of a tie may differ; none of these weights lies on one
     np.testing.assert_allclose(packed.dequantise().numpy(), expected, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(np_uniform(packed), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_grid_of_the_peers_is_that_of_the_baseline(symmetric):
+    weight, _ = layer(12, 60)
+    ours, baseline = UniformGrid(3, 32, symmetric)(weight), RTN(3, 32, symmetric)(weight)
+    assert ours.tensors.keys() == baseline.tensors.keys()
+    assert all(torch.equal(ours.tensors[name], baseline.tensors[name]) for name in ours.tensors)
 
 
 def test_weights_of_zero_stay_zero_and_a_group_of_zeros_too():

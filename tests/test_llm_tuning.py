@@ -224,8 +224,8 @@ def test_windows_do_not_overlap_and_what_cannot_be_is_refused(model):
         with pytest.raises(UserError, match=words):
             windows(*call)
     polls = []
-    mean_loss(model, token_ids(5, 600), poll=lambda: polls.append(1))
-    assert len(polls) == 2, "three windows of 600 tokens at a time"
+    mean_loss(model, token_ids(5, 300), poll=lambda: polls.append(1))
+    assert len(polls) == 2, "three windows of 300 tokens at a time"
 
 
 def test_generation_is_greedy(model):
@@ -234,9 +234,10 @@ def test_generation_is_greedy(model):
     expected = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)[0, 9:]
     assert generate(model, tokenizer, "Once upon", 12) == tokenizer.decode(expected.tolist())
     small = TinyLlama(LlamaConfig(), torch.Generator().manual_seed(3))  # has no cache of keys: everything is run again
-    text = generate(small, tokenizer, "Once upon", 5)
-    best = small(torch.cat([ids, torch.tensor([list(text.encode("latin-1", "replace"))[:0]], dtype=torch.int64)], 1)).logits[0, -1].argmax()
-    assert text.startswith(tokenizer.decode([int(best)])[:1])
+    twin = ids
+    for _ in range(5):
+        twin = torch.cat([twin, small(twin).logits[:, -1:].argmax(-1)], 1)
+    assert generate(small, tokenizer, "Once upon", 5) == tokenizer.decode(twin[0, 9:].tolist())
 
 
 def test_the_tiny_llama_is_that_of_transformers():

@@ -56,6 +56,15 @@ def test_objective_against_scikit_learn_from_the_same_start(backend: str, d: int
 
 
 @each
+@pytest.mark.parametrize(("size", "distortion"), [(2, 0.36338), (4, 0.11748), (8, 0.03454)])
+def test_scalar_codebooks_of_a_gaussian(backend: str, size: int, distortion: float) -> None:
+    """Max (1960), table I: the least mean squared errors of quantisers with so many levels. The vectors are the Gaussian's quantiles."""
+    x = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000).float()[:, None]
+    ours = kmeans(x, size, iterations=300, tolerance=1e-8, backend=backend)
+    assert ours.error / len(x) == pytest.approx(distortion, rel=3e-3)  # the quantiles end at 4.1, and cut some 1e-3 of the error off
+
+
+@each
 @pytest.mark.parametrize("d", [1, 2, 4, 5])
 def test_weights_of_coordinates_against_numpy(backend: str, d: int) -> None:
     x, g = vectors(700, d), torch.Generator().manual_seed(3)
@@ -203,3 +212,20 @@ else:
     raise SystemExit("numba was not missed")
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_as_on_the_processor() -> None:
+    from workbench.llm.reallm import ReALLM
+    from workbench.llm.vq import order_columns
+
+    x = vectors(20_000, 4)
+    cpu, cuda = kmeans(x, 64, start=x[:64], iterations=5), kmeans(x.cuda(), 64, start=x[:64].cuda(), iterations=5)
+    assert cuda.codebook.is_cuda
+    assert cuda.error == pytest.approx(cpu.error, rel=1e-3)  # float32 scores in another order part the ways at ties
+    weight = torch.randn(128, 192, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(order_columns(weight.cuda()).cpu(), order_columns(weight))
+    there = ReALLM(rank=4, turns=2, permute="always")(weight.cuda())
+    here = ReALLM(rank=4, turns=2, permute="always")(weight)
+    assert there.bits() == here.bits()
+    assert (there.dequantise().cpu() - weight).norm() == pytest.approx((here.dequantise() - weight).norm(), rel=0.02)

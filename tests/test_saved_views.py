@@ -101,6 +101,19 @@ def test_publishing_again_replaces_ours_and_keeps_a_persons(uri):
         publish("bench", tracking="off")
 
 
+def test_the_command_prints_the_links(uri, monkeypatch, capsys):
+    from tracking.views.__main__ import main
+
+    recorded(uri)
+    monkeypatch.setattr("sys.argv", ["views", "bench", "--tracking", uri, "--view", "costs"])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith("bench\n  Accuracy and what it cost: http")
+    monkeypatch.setattr("sys.argv", ["views", "nowhere", "--tracking", uri])
+    assert main() == 2
+    assert "no experiment 'nowhere'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("version", ["2.22.0", "4.0.0", "unknown"])
 def test_another_version_is_told_and_the_report_named(uri, monkeypatch, version):
     store = recorded(uri)
@@ -126,11 +139,13 @@ def test_the_real_server_shows_the_published_view(uri, tmp_path: Path, monkeypat
             page.goto(published.links[load("costs").name])
             for section in ("Accuracy by time", "Accuracy by bytes sent", "Accuracy by joules", "Accuracy by steps"):
                 page.get_by_text(section, exact=True).first.wait_for(timeout=60_000)
-            page.get_by_text("method: binary").first.wait_for()  # grouped by method
+            page.get_by_text("Group: binary").first.wait_for()  # grouped by method
             names = page.locator("body").inner_text()
             assert names.index("Accuracy by time") < names.index("Accuracy by bytes sent") < names.index("Accuracy by joules")
             assert "Other metrics" not in names
             page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for(state="attached")
             page.screenshot(path=tmp_path / "view.png")
+            page.goto(published.links[load("tradeoffs").name])
+            page.get_by_text("Accuracy against joules", exact=True).first.wait_for(timeout=60_000)
     finally:
         server.stop(process)

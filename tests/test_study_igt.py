@@ -65,12 +65,12 @@ def test_a_data_set_that_is_not_at_hand_is_left_out_and_digits_stand_in_for_all(
 
 
 def test_at_full_size_settings_are_those_of_the_papers():
-    by = {
-        (b.name, m): resolve(**b.run(m), device="cpu").method.params
-        for b in paper.benches("full", HERE)
-        for m in b.methods
-    }
-    gcn, dgi, gat = (by["cora, public", name] for name in ("gcn", "dgi", "gat"))
+    benches = {b.name: b for b in paper.benches("full", HERE)}
+
+    def params(bench: str, method: str):
+        return resolve(**benches[bench].run(method), device="cpu").method.params
+
+    gcn, dgi, gat = (params("cora, public", name) for name in ("gcn", "dgi", "gat"))
     assert (gcn.hidden, gcn.dropout, gcn.lr, gcn.weight_decay, gcn.epochs, gcn.patience) == (
         16,
         0.5,
@@ -81,8 +81,8 @@ def test_at_full_size_settings_are_those_of_the_papers():
     )
     assert (dgi.hidden, dgi.lr, dgi.patience) == (512, 0.001, 20)
     assert (gat.heads, gat.hidden, gat.dropout, gat.lr, gat.patience) == (8, 8, 0.6, 0.005, 100)
-    assert (by["pubmed, public", "gat"].output_heads, by["pubmed, public", "dgi"].hidden) == (8, 256)
-    assert (by["citeseer, public", "grace"].tau, by["cora, public", "grace"].tau) == (0.9, 0.4)
+    assert (params("pubmed, public", "gat").output_heads, params("pubmed, public", "dgi").hidden) == (8, 256)
+    assert (params("citeseer, public", "grace").tau, params("cora, public", "grace").tau) == (0.9, 0.4)
 
 
 def test_no_figure_of_igt_is_published_and_random_splits_have_none():
@@ -103,10 +103,10 @@ def test_the_table_has_published_figures_beside_ours_and_gaps_where_nothing_is_k
     other = paper.Bench("cora", "random", ("igt",))
     table = paper.accuracy_table([public, other], {"cora, public": comparison, "cora, random": Comparison([], [])})
     found = table.set_index("method").to_dict("index")
-    assert found["igt"]["cora, public: published [%]"] is None
+    assert pandas.isna(found["igt"]["cora, public: published [%]"])
     assert found["igt"]["cora, public: ours [%]"].startswith("81.0 ± ")
     assert found["dgi"]["cora, public: published [%]"] == "82.3 ± 0.6"
-    assert found["gcn"]["cora, public: ours [%]"] is None
+    assert pandas.isna(found["gcn"]["cora, public: ours [%]"])
     assert "cora, random: published [%]" not in table
     assert table["cora, random: ours [%]"].isna().all()
 
@@ -180,16 +180,21 @@ def test_the_error_of_order_0_is_its_closed_form(degree):
 def test_what_errors_are_measured_against_is_the_closed_form_of_e_igt():
     rng = np.random.default_rng(0)
     graph, y, probabilities = concentration.drawn_graph(4000, 200.0, 0.3, rng)
-    igt = InterferometricGraphTransform(1, dim=None, averaging="row", power=1, normalise="none").fit(graph)
+    igt = InterferometricGraphTransform(1, dim=None, averaging="row", power=1, normalise="none", solver="none")
+    igt.fit(graph)
+    # each filter looks at two features of one community: the expectations of the two communities are far apart
+    igt.filters_ = [torch.cat([torch.eye(16)[:, ::2], torch.eye(16)[:, 1::2]], 1)]
     spread = torch.from_numpy(concentration.deviations(np.arange(2)))
     mixture = mixing(torch.from_numpy(np.bincount(y)), torch.from_numpy(probabilities))
     exact = gaussian_orders(torch.zeros(2, 16), torch.diag_embed(spread**2), mixture, igt.filters_[0])
     for found, wanted in zip(igt.orders_of(graph), exact, strict=True):
         by_community = torch.stack([found[y == c].mean(0) for c in (0, 1)]).double()
-        # means of 2000 nodes of averages of 200 neighbours, of deviation 1.1 at most: 0.025 is one standard error of such
-        # a community's own features, and the largest of 48 means stays below 4.5 of them
-        torch.testing.assert_close(by_community, wanted, atol=0.11, rtol=0)
-    assert (exact[1][0] - exact[1][1]).abs().max() > 0.11  # else the comparison would say nothing
+        # means over 2000 nodes of a community, of deviation 1.5 at most: one standard error is 0.034, and beyond four and a
+        # half of them lies none of 48 means
+        torch.testing.assert_close(by_community, wanted, atol=0.15, rtol=0)
+    assert (
+        exact[1][0] - exact[1][1]
+    ).abs().min() > 0.3  # twice the tolerance: communities taken for each other would show
 
 
 def test_rates_are_slopes_and_their_claims_follow():
@@ -256,7 +261,10 @@ def test_claims_on_phases_use_cells_far_from_the_threshold():
     assert list(regions["graphs"]) == [3, 3, 3]
     assert regions[f"{phase_diagram.SPECTRAL} [%]"].str.split(" ").str[0].tolist() == ["52.1", "10.1", "97.1"]
     assert len(paper.phase_figure(frame(0.3, 0.5), "Phases").data) == 2 * len(phase_diagram.KINDS)
-    assert set(data_of(paper.collapse_figure(frame(0.3, 0.5), "Collapse"))["trace"]) == set(phase_diagram.KINDS)
+    assert set(data_of(paper.collapse_figure(frame(0.3, 0.5), "Collapse"))["trace"]) == {
+        *phase_diagram.KINDS,
+        "Kesten-Stigum threshold",
+    }
 
 
 # --- pictures and cost --------------------------------------------------------------------------------------

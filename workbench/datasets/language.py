@@ -121,7 +121,7 @@ _lock = threading.Lock()
 
 def pretrained(folder: str, device: torch.device) -> tuple[nn.Module, Any]:
     """Model (float32) and tokenizer of a folder. The last one loaded is kept: the runs of a sweep share it."""
-    from workbench.llm.storage import libraries
+    from workbench.llm.storage import libraries, quietly
 
     libraries("transformers", "safetensors")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,8 +131,9 @@ def pretrained(folder: str, device: torch.device) -> tuple[nn.Module, Any]:
         if key not in _loaded:
             _loaded.clear()
             try:
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                with quietly():
+                    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+                    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder} holds no causal language model that transformers can load: "
                                 f"{str(error).splitlines()[0]}") from None

@@ -80,8 +80,6 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
 
 def load_pyg(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a PyG ``Data`` that ``torch.save`` wrote; no code in the file is run."""
-    import pickle
-
     import torch
 
     try:
@@ -94,8 +92,10 @@ def load_pyg(path: Path) -> dict[str, np.ndarray]:
     with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise ValueError(f"it is no plain PyG Data ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # broken bytes raise what they lead to
+            raise ValueError(
+                f"it is no plain PyG Data ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            ) from error
     return from_pyg(loaded[0] if isinstance(loaded, tuple) else loaded)
 
 

@@ -82,8 +82,8 @@ class Pydoc(LanguageTask):
     def load_model(self, ctx: Context) -> tuple[nn.Module, ByteTokenizer]:
         """Trained on the CPU once, the same for every seed of a run, and kept in memory and in the cache folder."""
         model = TinyLlama(self.config(), torch.Generator().manual_seed(derive_seed(0, "pydoc")))
-        key = hashlib.sha256(f"{self.params!r} {self.config()} {BATCH} "
-                             f"{LR}".encode() + self.texts()[0].encode()).hexdigest()[:16]
+        recipe = f"{self.config()} {self.params.pretrain_steps} {self.window} {BATCH} {LR}"
+        key = hashlib.sha256(recipe.encode() + self.texts()[0].encode()).hexdigest()[:16]
         path = cache_folder() / "models" / f"pydoc-tiny_llama-{key}.pt"
         with _lock:
             if str(path) not in _trained:

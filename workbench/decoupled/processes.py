@@ -26,7 +26,7 @@ from tracking.errors import UserError, unknown
 from workbench.decoupled.process_worker import Setup, Shared, main
 from workbench.decoupled.training import LocalNetwork
 from workbench.method import Context
-from workbench.spec import resolve
+from workbench.spec import Job, resolve
 
 METHODS = {"dgl": True, "async_dgl": False, "async_dgl_vq": False}
 """Methods that run in processes, and whether they run in lock step."""
@@ -65,8 +65,8 @@ class Outcome:
 class Processes:
     """A run that goes on. Leaving its ``with`` block ends every process of it."""
 
-    def __init__(self, setup: Setup, folder: Path) -> None:
-        self.setup, self.folder = setup, folder
+    def __init__(self, setup: Setup, job: Job, folder: Path) -> None:
+        self.setup, self.job, self.folder = setup, job, folder  # job: of the code as it was at the start, for the evaluation
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"The folder {folder} is not empty. Name a new one: a run in processes is not resumed.")
@@ -117,7 +117,7 @@ class Processes:
         modules = [lines[-1] if (lines := _lines(self.folder, j)) else {} for j in range(self.setup.modules)]
         outcome = Outcome("stopped" if reason else "finished", reason, modules, self.folder)
         if not reason:
-            outcome.accuracy = _evaluate(self.setup, outcome)
+            outcome.accuracy = _evaluate(self.job, self.setup, outcome)
         return outcome
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ def start(method: str, task: str, params: Mapping[str, Any] | None = None, *, fo
     if getattr(p, "schedule", "events") != "events":
         raise UserError(f"schedule = {p.schedule!r} is refused. Allowed: 'events': real processes go at their own pace.")
     setup = Setup(method, task, dict(params or {}), dict(task_params or {}), seed, threads, device, p.modules, METHODS[method])
-    return Processes(setup, Path(folder).resolve())
+    return Processes(setup, job, Path(folder).resolve())
 
 
 def run(method: str, task: str, params: Mapping[str, Any] | None = None, **options: Any) -> Outcome:
@@ -198,9 +198,8 @@ def _lines(folder: Path, module: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _evaluate(setup: Setup, outcome: Outcome) -> dict[str, float]:
+def _evaluate(job: Job, setup: Setup, outcome: Outcome) -> dict[str, float]:
     """Test figures of the modules put together, as the method's own evaluation has them, with exact links."""
-    job = setup.job()
     ctx = Context(device=torch.device(setup.device), seed=setup.seed)
     job.task.setup(ctx)
     network: LocalNetwork = job.method.init(job.task, ctx).training.network

@@ -26,7 +26,7 @@ CHUNK = 64
 WORDS = 6
 # with 32 registers of sixteen floats (AVX-512), 4 times 6 sums, 4 inputs and a codeword fit; with fewer or narrower ones, 1 times 6
 ROWS = 4 if PERMUTES else 1
-NOT_FINITE = 0x7F800000  # float32 bit patterns from here on, sign left out
+EXPONENT, CARRY = np.uint32(0x7F800000), np.uint32(1 << 23)  # an exponent of ones, and of no finite float32, carries into the sign
 
 
 @intrinsic
@@ -37,7 +37,7 @@ def _scan(typing, vectors, books, start, tiles, d, found):
     A tile has a row of WORDS constants ``-|e|^2 / 2``, then a row of WORDS values for each coordinate.
     """
     signature = types.none(vectors, books, types.intp, types.intp, types.intp, found)
-    return signature, lambda *args: _lower_scan(*args)
+    return signature, _lower_scan
 
 
 def _lower_scan(context, b, sig, args):
@@ -106,15 +106,15 @@ def _search(x, shape, books, stride, count, width, codes, packed, c0, c1):
     """Codes and their bits of the chunks ``c0:c1`` of ``count`` vectors; whether all their values are finite."""
     _, groups, d = shape
     block, found = np.zeros(d * CHUNK, np.float32), np.empty(CHUNK, np.int32)
-    patterns, own = block.view(np.int32), np.empty(CHUNK * groups, np.int32)
-    tiles, greatest, total = stride // (WORDS * (d + 1)), np.int32(0), count * groups
+    patterns, own = block.view(np.uint32), np.empty(CHUNK * groups, np.int32)
+    tiles, signs, total = stride // (WORDS * (d + 1)), np.uint32(0), count * groups
     for chunk in range(c0, c1):
         first = chunk * CHUNK
         many = min(CHUNK, count - first)
         for g in range(groups):
             _collect(x, shape, g, first, many, block)
             for i in range(d * CHUNK):
-                greatest = max(greatest, patterns[i] & np.int32(0x7FFFFFFF))
+                signs = np.uint32(signs | np.uint32(np.uint32(patterns[i] & EXPONENT) + CARRY))
             for part in range(0, many, ROWS * LANES):
                 _scan(block[part:], books, g * stride, tiles, d, found[part:])
             for i in range(many):
@@ -122,21 +122,21 @@ def _search(x, shape, books, stride, count, width, codes, packed, c0, c1):
         begin, size = first * groups, many * groups
         for i in range(size):
             codes[begin + i] = own[i]
-        if width > 8:  # low bytes first, then what is left of all
+        if width >= 8:  # low bytes first, then what is left of all
             for i in range(size):
                 packed[begin + i] = own[i] & 255
                 own[i] >>= 8
             _bits(own, size, width - 8, packed, total + begin * (width - 8) // 8)
         else:
             _bits(own, size, width, packed, begin * width // 8)
-    return greatest < NOT_FINITE
+    return signs < np.uint32(1 << 31)
 
 
 @kernel
 def _bits(codes, size, width, packed, at):
     """``size`` codes of up to 8 bits, least significant bit first, from byte ``at`` on."""
     word, filled = 0, 0
-    for i in range(size):
+    for i in range(size if width else 0):
         word |= codes[i] << filled
         filled += width
         while filled >= 8:

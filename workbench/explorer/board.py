@@ -22,7 +22,19 @@ FEW = 30  # up to here each point gets its marker
 
 
 class LiveFigure(go.FigureWidget):
-    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made."""
+    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made.
+
+    And one that takes the width of its place: plotly measures it before it is there.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.observe(self._measure_again, names="_view_count")
+
+    def _measure_again(self, change: Any) -> None:
+        if (change["new"] or 0) > (change["old"] or 0) and self.layout.autosize:
+            self.layout.autosize = False
+            self.layout.autosize = True
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         state = super().get_state(key, drop_defaults)
@@ -109,28 +121,50 @@ class Board:
     def _draw(self, runs: list[ListedRun]) -> None:
         x, y = self.axis.value, self.metric.value
         shown = curves.lines(runs, self.bands.value)
-        if [t.meta for t in self.figure.data] != [line.id for line in shown]:
-            kept = {t.meta: t.visible for t in self.figure.data}
-            with self.figure.batch_update():
-                self.figure.data = []
-                if shown:
-                    self.figure.add_traces([go.Scatter(**curves.traces(line), visible=kept.get(line.id, True)) for line in shown])
-            self._drawn = {}
         limit = curves.share(self.max_points, len(shown))
+        scales = tuple(self.energy.factor if name == METRIC else _unscaled for name in (x, y))
+        there = {t.meta: t for t in self.figure.data}
+        news = {}
+        for line in shown:
+            now = (line.version, x, y, line.name, limit, *(scale(r) for scale in scales for r in line.runs))
+            if line.id not in there or self._drawn.get(line.id) != now:
+                xs, ys = curves.points(line, x, y, limit, scales)
+                dots = line.part in ("line", "mean") and len(xs) < FEW
+                news[line.id] = {"x": xs, "y": ys, "name": line.name, "mode": "lines+markers" if dots else "lines"}
+                self._drawn[line.id] = now
+        if [*there] != [line.id for line in shown]:
+            self._exchange(shown, there, news)
         with self.figure.batch_update():
-            for trace, line in zip(self.figure.data, shown, strict=True):
-                scales = tuple(self.energy.factor if name == METRIC else _unscaled for name in (x, y))
-                now = (line.version, x, y, line.name, limit, *(scale(r) for scale in scales for r in line.runs))
-                if self._drawn.get(line.id) != now:
-                    xs, ys = curves.points(line, x, y, limit, scales)
-                    dots = line.part in ("line", "mean") and len(xs) < FEW
-                    trace.update(x=xs, y=ys, name=line.name, mode="lines+markers" if dots else "lines")
-                    self._drawn[line.id] = now
+            for id, new in news.items():
+                if id in there:
+                    there[id].update(**new)
             axes = (*(curves.axis_label(name, self.energy.model) for name in (x, y)), self.log_x.value, self.log_y.value)
             if self._drawn.get("") != axes:
                 self.figure.layout.xaxis.update(title={"text": axes[0]}, type="log" if axes[2] else "linear", autorange=True)
                 self.figure.layout.yaxis.update(title={"text": axes[1]}, type="log" if axes[3] else "linear", autorange=True)
                 self._drawn[""] = axes
+
+    def _exchange(self, shown: list[curves.Line], there: dict[str, Any], news: dict[str, Any]) -> None:
+        """Have the traces of ``shown`` in their order: those that are there are kept as they are where the new ones follow them.
+
+        A trace joins with all that it shows: a page is not yet done with adding one when the next message changes it.
+        """
+        ids = [line.id for line in shown]
+        kept = [id for id in there if id in ids]
+        if kept != ids[:len(kept)] or any(line.part != "line" for line in shown):
+            kept = []  # the order is another one, or a band fills what lies between its two neighbours
+        looks = {id: t.visible for id, t in there.items()}
+        if kept != [*there]:
+            self.figure.data = [there[id] for id in kept]
+        if added := [line for line in shown if line.id not in kept]:
+            for line in added:
+                if line.id not in news:
+                    old = there[line.id]
+                    news[line.id] = {"x": old.x, "y": old.y, "name": old.name, "mode": old.mode}
+            self.figure.add_traces([go.Scatter(**{**curves.traces(line), **news[line.id]}, visible=looks.get(line.id, True))
+                                    for line in added])
+            for line in added:
+                there.pop(line.id, None)  # drawn with all it has
 
     # --- table ------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Line:
         return tuple((r.key, r.version) for r in self.runs)
 
 
+@lru_cache(maxsize=4096)
 def style(number: int) -> Style:
     """How run ``number`` (from 1) is drawn: the project's palette, one after the other, so that a new run changes no older one."""
     return style_of([f"run {n}" for n in range(1, number + 1)])[f"run {number}"]

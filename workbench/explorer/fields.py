@@ -24,20 +24,41 @@ UNITS = {"s": "s", "ms": "ms", "j": "J", "bytes": "B", "bits": "bit", "bandwidth
 """Units by the last word of a parameter's name, as the names of metrics have it."""
 
 
+class Looks:
+    """Makes widgets that share their layout, and those of a kind their style.
+
+    Each of these is a model of its own that a page has to fetch, one by one where it is slow: a form has hundreds of them otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._layout = w.Layout()
+        self._styles: dict[type, Any] = {}
+
+    def make(self, kind: type[w.DOMWidget], *children: Any, **traits: Any) -> Any:
+        """A widget of ``kind`` with the common looks; ``style`` counts for the first of a kind only."""
+        if kind in self._styles:
+            traits["style"] = self._styles[kind]
+        made = kind(*children, layout=self._layout, **traits)
+        if hasattr(made, "style"):
+            self._styles.setdefault(kind, made.style)
+        return made
+
+
 class Field:
     """Label, control, slider where one helps, and a line that says what is allowed or what is wrong.
 
     ``changed`` is called after every change that a person makes. :meth:`get` returns the value as typed, valid or not.
     """
 
-    def __init__(self, name: str, info: FieldInfo, value: Any, changed: Callable[[], None]) -> None:
+    def __init__(self, name: str, info: FieldInfo, value: Any, changed: Callable[[], None], looks: Looks | None = None) -> None:
         self.name, self.info, self._changed, self._quiet, self._place = name, info, changed, False, 0.0
+        self._make = (looks or Looks()).make
         self.control = self._build_control()
         self.slider = self._build_slider()
-        self.note = w.HTML(layout=w.Layout(margin="0"))
+        self.note = self._make(w.HTML)
         self.note.add_class("wb-note")
-        row = w.HBox([self.control] if self.slider is None else [self.control, self.slider])
-        self.box = w.VBox([row, self.note])
+        row = self._make(w.HBox, [self.control] if self.slider is None else [self.control, self.slider])
+        self.box = self._make(w.VBox, [row, self.note])
         self.box.add_class("wb-field")
         self.set(value)
         self.control.observe(self._on_control, names="value")
@@ -81,10 +102,10 @@ class Field:
         common = {"description": self.name, "tooltip": tooltip, "style": {"description_width": "initial"}}
         options = choices(self.info)
         if options is not None:
-            return w.Dropdown(options=[(str(o), o) for o in options], **common)
+            return self._make(w.Dropdown, options=[(str(o), o) for o in options], **common)
         if self.info.annotation is bool:
-            return w.Checkbox(indent=False, **common)
-        return w.Text(continuous_update=False, **common)
+            return self._make(w.Checkbox, indent=False, **common)
+        return self._make(w.Text, continuous_update=False, **common)
 
     def _build_slider(self) -> w.DOMWidget | None:
         span = slider_span(self.info)
@@ -95,9 +116,9 @@ class Field:
                   "style": {"description_width": "0"}}
         if log:
             ends = math.log10(low), math.log10(high)
-            slider = w.FloatLogSlider(value=low, min=ends[0], max=ends[1], step=(ends[1] - ends[0]) / STEPS, **common)
+            slider = self._make(w.FloatLogSlider, value=low, min=ends[0], max=ends[1], step=(ends[1] - ends[0]) / STEPS, **common)
         else:
-            slider = w.FloatSlider(value=low, min=low, max=high, step=(high - low) / STEPS, **common)
+            slider = self._make(w.FloatSlider, value=low, min=low, max=high, step=(high - low) / STEPS, **common)
         slider.add_class("wb-slider")
         return slider
 

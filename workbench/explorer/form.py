@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as w
 
 from tracking.errors import UserError, unknown
-from workbench.explorer.fields import Field
+from workbench.explorer.fields import Field, Looks
 from workbench.params import Params, parse
 
 ESSENTIAL = {"epochs", "steps", "rounds", "horizon", "lr", "batch_size", "seed", "seeds", "train_size"}
@@ -37,6 +37,15 @@ def basic_fields(model: type[Params], start: Collection[str] = ()) -> list[str]:
     return [name for name in fields if is_basic(name)]
 
 
+def close_all(*widgets: w.Widget) -> None:
+    """Close widgets with all that they hold, their layouts and styles included."""
+    for widget in widgets:
+        close_all(*getattr(widget, "children", ()))
+        for part in (getattr(widget, "layout", None), getattr(widget, "style", None), widget):
+            if part is not None:
+                part.close()
+
+
 class Form:
     """Controls for the fields of ``model``, started from ``start`` (defaults where it says nothing).
 
@@ -46,7 +55,8 @@ class Form:
     def __init__(self, model: type[Params], owner: str, start: Mapping[str, Any] | None, changed: Callable[[], None]) -> None:
         self.model, self.owner, self._changed = model, owner, changed
         self._start = parse(model, start, owner)
-        self.fields = {name: Field(name, info, getattr(self._start, name), self._on_change)
+        looks = Looks()
+        self.fields = {name: Field(name, info, getattr(self._start, name), self._on_change, looks)
                        for name, info in model.model_fields.items()}
         self.basic = basic_fields(model, start or ())
         self.rule = w.HTML()
@@ -111,6 +121,10 @@ class Form:
         used = parsed.model_dump(mode="json")
         return {name: used[name] for name, info in self.model.model_fields.items()
                 if info.is_required() or getattr(parsed, name) != info.get_default(call_default_factory=True)}
+
+    def close(self) -> None:
+        """Let its widgets go: a kernel remembers every one that is not closed, and every page that is loaded again fetches it."""
+        close_all(self.box, self.advanced, self.more)
 
     def _tell_advanced(self, parsed: Params | None) -> None:
         """Say how many fields wait behind the button and how many of them were changed; open it where one of them is refused."""

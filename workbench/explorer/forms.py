@@ -38,11 +38,12 @@ class Forms(dict[str, Form]):
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._chosen: tuple[str | None, str | None] = (None, None)
+        self._heads = {part: w.HTML(f"<h4>{head}</h4>") for part, head in HEADS.items()}
         self.box = w.VBox()
 
     def build(self, method: str | None, task: str | None, preset: str) -> str:
         """Have the forms of a method and a task; what was typed for a part that stays is kept. Returns what went wrong, or nothing."""
-        trouble, self._chosen = "", (method, task)
+        trouble, self._chosen, before = "", (method, task), [*self.values()]
         try:
             starts = self._starts(preset)
             self._keep("method", registry.load_method(method).Params if method else None, f"method {method!r}", starts["method"])
@@ -55,8 +56,11 @@ class Forms(dict[str, Form]):
             trouble = f"{method} on {task} cannot be loaded: {type(error).__name__}: {error}"
         if trouble:
             self.clear()
-        shown = [(HEADS[part], self[part]) for part in HEADS if part in self and self[part].fields]
-        self.box.children = [child for head, form in shown for child in (w.HTML(f"<h4>{head}</h4>"), form.box)]
+        shown = [part for part in HEADS if part in self and self[part].fields]
+        self.box.children = [child for part in shown for child in (self._heads[part], self[part].box)]
+        for form in before:
+            if form not in self.values():
+                form.close()
         return trouble
 
     def restart(self, preset: str) -> None:

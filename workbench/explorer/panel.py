@@ -41,7 +41,8 @@ class Explorer:
             ("Re-run", "repeat", "repeat it from its first step, whatever its folder holds", self._pressed(self.rerun)),
             ("Stop it", "stop", "stop it, or take it off the queue", self._pressed(ListedRun.stop))])
         self.board.box.children = [*self.board.box.children, self.menu.box]
-        self.copies, self.side_by_side, self.inside = CopyAs(), SideBySide(self.session), Inside(self.session)
+        self.copies, self.inside = CopyAs(), Inside(self.session)
+        self.side_by_side = SideBySide(self.session, lambda: self.tracking)
         self.past = Past(lambda: self.tracking, self._pressed(self.load), self._pressed(self.show))
         self.panes = Panes({"Runs": self.board, "Side by side": self.side_by_side, "Inside": self.inside, "Past runs": self.past,
                             "Copy as": self.copies})

@@ -23,7 +23,7 @@ from workbench.explorer.listed import Request
 from workbench.preview import Cost
 
 QUIET_S = 0.6  # without a change of the form before anything is begun
-LIMIT_S = 60.0  # for set-up and step; beyond, it is not said
+LIMIT_S = 120.0  # for imports, set-up and step; beyond, it is not said
 HURRY_S = 2.0  # that a step nobody wants any more may still take: a new process takes longer
 IDLE_S = 120.0  # without a question, after which the process is let go
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +21,8 @@ from workbench.explorer.session import Session
 class SideBySide:
     """A comparison of the session's finished runs (:func:`workbench.compare`), worked out off the kernel's own thread."""
 
-    def __init__(self, session: Session) -> None:
-        self.session, self.plots, self.worker = session, Plots(), Worker()
+    def __init__(self, session: Session, tracking: Callable[[], str | None] = lambda: None) -> None:
+        self.session, self.plots, self.worker, self._tracking = session, Plots(), Worker(), tracking
         self._of: tuple[Any, ...] = ()
         self._comparison: Comparison | None = None
         self._quiet = False
@@ -33,15 +35,21 @@ class SideBySide:
         self.log_x = w.Checkbox(description="log x", indent=False, tooltip="logarithmic x-axes")
         self.again = w.Button(description="Work out", icon="refresh", tooltip="take the runs that have finished since")
         self.report = w.Button(description="Write report", icon="file", tooltip="one self-contained HTML file, in the workbench's home")
+        self.publish = w.Button(description="MLflow views", icon="external-link",
+                                tooltip="publish the saved views of these figures in MLflow and link to them")
+        self.links = w.HTML()
+        self.links.add_class("wb-about")
         self.table = w.HTML()
         self.table.add_class("wb-table")
-        bar = w.Box([self.metric, self.axis, self.cost, self.target, self.log_x, self.again, self.report])
+        bar = w.Box([self.metric, self.axis, self.cost, self.target, self.log_x, self.again, self.report, self.publish])
         bar.add_class("wb-bar")
-        self.box = w.VBox([w.HTML("<h4>Side by side</h4>"), bar, self.worker.note, self.table, self.plots.box])
+        self.box = w.VBox([w.HTML("<h4>Side by side</h4>"), bar, self.worker.note, self.links, self.table, self.plots.box])
         for control in (self.metric, self.axis, self.cost, self.target, self.log_x):
             control.observe(lambda _: self._quiet or self.open(), names="value")
         self.again.on_click(lambda _: self.open())
         self.report.on_click(lambda _: self.worker.ask(self._report, "Writing …"))
+
+        self.publish.on_click(lambda _: self.worker.ask(self._publish, "Asking MLflow …"))
 
     def open(self) -> None:
         """Work it out anew, for the runs that have finished by now."""
@@ -88,6 +96,15 @@ class SideBySide:
         path = home() / "reports" / "explorer.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         return f"Written: {c.report(path, target=self._target())}"
+
+    def _publish(self) -> str:
+        from tracking.views import publish
+
+        published = publish("workbench", tracking=self._tracking())
+        shown = [f'<a href="{html.escape(link)}" target="_blank" rel="noopener">{html.escape(name)}</a>'
+                 for name, link in published.links.items()]
+        self.links.value = " · ".join(shown)
+        return published.note or "Published. The server is started with `workbench ui`, if it is not running."
 
     def _target(self) -> float | None:
         text = self.target.value.strip()

@@ -93,6 +93,7 @@ CSS = """
 .wb .wb-table .wide { overflow-x: auto; max-width: 100%; }
 .wb .widget-html, .wb .widget-html-content { min-width: 0; max-width: 100%; }
 .wb .wb-table ul { margin: 4px 0; padding-left: 18px; } .wb .wb-table li { white-space: normal; }
+.wb .wb-table .wide td { white-space: nowrap; }
 .wb .wb-table .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wb .wb-table tbody th { color: var(--wb-text); }
 .wb .wb-table p, .wb .wb-table li { font-size: 12px; color: var(--wb-soft); margin: 2px 0; }

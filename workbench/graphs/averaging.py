@@ -17,10 +17,12 @@ from torch import Tensor
 from tracking.errors import UserError, unknown
 
 Kind = Literal["symmetric", "row", "lazy", "lowrank"]
-# torch says at the first such matrix that its interface may still change
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
 KINDS: tuple[str, ...] = ("symmetric", "row", "lazy", "lowrank")
+
+
+with warnings.catch_warnings():  # torch says once, at the first such matrix, that its interface may still change
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1))
 
 
 def adjacency(edge_index: Tensor, num_nodes: int) -> Tensor:

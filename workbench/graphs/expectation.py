@@ -17,10 +17,10 @@ from workbench.graphs.igt import cascade
 
 
 def mixing(sizes: Tensor, probabilities: Tensor, power: int = 1) -> Tensor:
-    """Row-stochastic ``(k, k)``: the law of the community that a walk of ``power`` steps ends in, which is the limit of
-    the averaging ``row``.
+    """Row-stochastic ``(k, k)``: the law of the community that a walk of ``power`` steps ends in.
 
-    ``sizes`` nodes of the blocks ``(k,)``, ``probabilities`` of an edge ``(k, k)``.
+    It is the limit of the average ``row``. ``sizes`` nodes of the blocks ``(k,)``, ``probabilities`` of an edge ``(k,
+    k)``.
     """
     joint = probabilities.double() * sizes.double()
     return torch.linalg.matrix_power(joint / joint.sum(1, keepdim=True), power)
@@ -48,10 +48,10 @@ class CommunityMean:
 def expected_transform(
     x: Tensor, y: Tensor, mixture: Tensor, filters: Sequence[Tensor], centred: bool = True
 ) -> list[Tensor]:
-    """Orders ``S_0, S_1 …`` of E-IGT, each ``(k, D_n)``, expectations being means over samples ``x`` ``(n, P)`` of
-    communities ``y`` ``(n,)``.
+    """Orders ``S_0, S_1 …`` of E-IGT, each ``(k, D_n)``, expectations being means over samples.
 
-    The samples stand for the features' law, independent of any graph: give many.
+    ``x`` ``(n, P)`` are the samples, ``y`` ``(n,)`` their communities. They stand for the features' law, independent of
+    any graph: give many.
     """
     operator = CommunityMean(y, mixture)
     first = torch.stack([(y == c).nonzero()[0, 0] for c in range(len(mixture))])
@@ -61,9 +61,9 @@ def expected_transform(
 def gaussian_orders(
     means: Tensor, covariances: Tensor, mixture: Tensor, w: Tensor, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Orders 0 ``(k, P)`` and 1 ``(k, K)`` of E-IGT in closed form, for Gaussian features of means ``(k, P)`` and
-    covariances ``(k, P, P)``.
+    """Orders 0 ``(k, P)`` and 1 ``(k, K)`` of E-IGT in closed form, for Gaussian features.
 
+    ``means`` of the communities ``(k, P)``, ``covariances`` ``(k, P, P)``, ``mixture`` ``(k, k)`` as of :func:`mixing`.
     Order 1 is the mixture of the expected moduli of ``(x - m_c) w``, ``m_c`` being order 0 of the community.
     """
     mixture, means, covariances, w = (t.double() for t in (mixture, means, covariances, w))
@@ -87,9 +87,8 @@ def expected_modulus(mean: Tensor, covariance: Tensor, nodes: int = 400) -> Tens
     size = (values.sum(-1) + along.sum(-1)).sqrt()  # E |z|^2, so that s is of order 1
     unit = torch.where(size > 0, size, 1)[..., None]
     values, along = values / unit**2, along / unit**2
-    t = torch.linspace(
-        -18, 18, nodes, dtype=torch.float64, device=values.device
-    )  # s = exp(t); the integrand decays as exp(-|t|)
+    # s = exp(t), in which the integrand decays as exp(-|t|)
+    t = torch.linspace(-18, 18, nodes, dtype=torch.float64, device=values.device)
     s2 = (2 * t).exp()
     widening = 2 * s2[:, None] * values[..., None, :]
     exponent = -0.5 * widening.log1p() - s2[:, None] * along[..., None, :] / (1 + widening)

@@ -1,5 +1,4 @@
-"""Complex filters on node features, stored as real matrices ``[Re | Im]`` ``(P, 2K)``, and how they are learnt without
-labels.
+"""Complex filters on node features, real matrices ``[Re | Im]`` ``(P, 2K)``, and how they are learnt without labels.
 
 An isometry has orthonormal rows (``2K >= P``: norms are kept) or, with fewer filters, orthonormal columns (norms do not
 grow). Learning maximises the energy that averaging leaves of the moduli, ``|A |Y W| |_F^2``. With averages of
@@ -7,6 +6,10 @@ non-negative entries this is a convex function of W, so that each solver here cl
 maximises the tangent at the present one, found by the polar decomposition of the gradient (minorise-maximise; Journée,
 Nesterov, Richtárik & Sepulchre, JMLR 2010), ``pgd`` makes a gradient step and projects. The constraint on W follows E.
 Oyallon, "Interferometric Graph Transform", ICML 2020 (arXiv:2006.05722).
+
+What is maximised is what averaging keeps, which is not what tells communities apart: where neighbourhoods mix
+communities, the mean of unequal moduli has less energy than that of equal ones, so learning leans towards filters that
+all communities answer alike. Random isometries (solver ``none``) can separate such communities better.
 """
 
 from __future__ import annotations

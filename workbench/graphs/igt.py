@@ -221,8 +221,9 @@ class InterferometricGraphTransform:
         sizes = [self.basis_.shape[1], *(w.shape[1] // 2 for w in self.filters_)]
         return np.array([f"s{order}_{i}" for order, size in enumerate(sizes) for i in range(size)], dtype=object)
 
-    def _learn(self, u: Tensor, operator: Averaging) -> list[Tensor]:
-        draw = torch.Generator().manual_seed(self.seed)
+    def _learn(self, u: Tensor, operator: Averaging, draw: torch.Generator | None = None) -> list[Tensor]:
+        """Learn the filters, the first ones drawn from ``draw``; returns the orders of ``u``."""
+        draw = draw or torch.Generator().manual_seed(self.seed)
         self.filters_, self.ratios_, smooth = [], [], [operator(u)]
         for count in filter_counts(u.shape[1], self.orders, self.filters):
             y = u - smooth[-1] if self.centred else u

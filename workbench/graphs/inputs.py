@@ -60,34 +60,53 @@ def as_graph(
             f"The features of node {node} hold NaN or infinity. Replace them, for example by 0 or by the mean of the feature."
         )
     rows, columns = (_tensor(part).to(device=x.device, dtype=torch.int64) for part in (rows, columns))
-    weights = torch.ones(len(rows), device=x.device) if weights is None else _tensor(weights).to(x.device).float()
+    if weights is not None:
+        weights = _tensor(weights).to(x.device).float()
+        weights = None if bool((weights == 1).all()) else weights
+    _check_edges(rows, columns, weights, len(x))
     return NodeGraph(x, _adjacency(rows, columns, weights, len(x), symmetrise))
 
 
-def _adjacency(rows: Tensor, columns: Tensor, weights: Tensor, n: int, symmetrise: bool) -> Tensor:
-    if len(rows):
-        low, high = min(int(rows.min()), int(columns.min())), max(int(rows.max()), int(columns.max()))
-        if low < 0 or high >= n:
-            raise UserError(
-                f"Edges name node {low if low < 0 else high}, but there are features for {n} nodes, numbered 0 to {n - 1}."
-            )
-        if not weights.isfinite().all() or bool((weights < 0).any()):
-            raise UserError("Edge weights must be finite and not negative.")
-    keep = (rows != columns) & (weights > 0)
-    rows, columns, weights = rows[keep], columns[keep], weights[keep]
-    if symmetrise:
-        rows, columns, weights = torch.cat([rows, columns]), torch.cat([columns, rows]), torch.cat([weights, weights])
-    key, place = (rows * n + columns).unique(return_inverse=True)
-    values = torch.zeros(len(key), device=key.device).scatter_reduce_(0, place, weights, "amax")
+def _check_edges(rows: Tensor, columns: Tensor, weights: Tensor | None, n: int) -> None:
+    if not len(rows):
+        return
+    low, high = min(int(rows.min()), int(columns.min())), max(int(rows.max()), int(columns.max()))
+    if low < 0 or high >= n:
+        wrong = low if low < 0 else high
+        raise UserError(f"Edges name node {wrong}, but there are features for {n} nodes, numbered 0 to {n - 1}.")
+    if weights is not None and not (weights.isfinite() & (weights >= 0)).all():
+        raise UserError("Edge weights must be finite and not negative.")
+
+
+def _adjacency(rows: Tensor, columns: Tensor, weights: Tensor | None, n: int, symmetrise: bool) -> Tensor:
+    keep = rows != columns if weights is None else (rows != columns) & (weights > 0)
+    if not keep.all():
+        rows, columns, weights = rows[keep], columns[keep], None if weights is None else weights[keep]
+    key, back = rows * n + columns, columns * n + rows
+    if weights is None:
+        key = _different(torch.cat([key, back]) if symmetrise else key)
+        values = torch.ones(len(key), device=key.device)
+    else:
+        key, place = (torch.cat([key, back]) if symmetrise else key).unique(return_inverse=True)
+        weights = torch.cat([weights, weights]) if symmetrise else weights
+        values = torch.zeros(len(key), device=key.device).scatter_reduce_(0, place, weights, "amax")
+    rows, columns = key // n, key - key // n * n
     if not symmetrise:
-        back = torch.searchsorted(key, (key % n) * n + key // n).clamp_max(max(len(key) - 1, 0))
-        if not (torch.equal(key[back], (key % n) * n + key // n) and torch.equal(values[back], values)):
+        back, turned = torch.sort(columns * n + rows)
+        if not (torch.equal(back, key) and torch.equal(values[turned], values)):
             raise UserError(
-                "The graph is directed: its adjacency matrix is not symmetric. Give symmetrise=True to take each edge both ways."
+                "The graph is directed: its adjacency matrix is not symmetric. Give symmetrise=True to take each edge "
+                "both ways."
             )
-    rows, columns = key // n, key % n
     ends = torch.cat([key.new_zeros(1), torch.bincount(rows, minlength=n).cumsum(0)])
     return csr(ends, columns, values, n)
+
+
+def _different(key: Tensor) -> Tensor:
+    """The different numbers of ``key``, ascending."""
+    # NumPy sorts many times as fast as torch on the CPU
+    key = torch.from_numpy(np.sort(key.numpy())) if key.device.type == "cpu" else key.sort().values
+    return key[torch.cat([key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]])] if len(key) else key
 
 
 def _parts(graph: Any) -> tuple[Any, Any, Any, Any]:

@@ -16,9 +16,10 @@ def smoothest(
 ) -> tuple[Tensor, Tensor]:
     """The ``rank`` largest eigenvalues, descending, and eigenvectors ``(N, rank)`` of a sparse CSR matrix.
 
-    The matrix is symmetric with a spectrum in [-1, 1]. Of a normalised adjacency matrix these are the lowest of the normalised Laplacian. Large matrices: subspace
-    iteration under a Chebyshev filter (Zhou, Saad, Tiago & Chelikowsky, J. Comput. Phys. 2006) in float64, until
-    residuals are below ``tol``. The sign of a vector is that of its entry largest in size.
+    The matrix is symmetric with a spectrum in [-1, 1]. Of a normalised adjacency matrix these are the lowest of the
+    normalised Laplacian. Large matrices: subspace iteration under a Chebyshev filter (Zhou, Saad, Tiago & Chelikowsky,
+    J. Comput. Phys. 2006) in float64, until residuals are below ``tol``. The sign of a vector is that of its entry
+    largest in size.
     """
     n = matrix.shape[0]
     if n <= max(DENSE_UP_TO, 3 * rank):
@@ -88,7 +89,10 @@ def _both_sides(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = at.T
     values = x[rows, columns]
     turned = torch.sort(columns, stable=True).indices
-    return (_compressed(rows, columns, values, x.shape), _compressed(columns[turned], rows[turned], values[turned], x.T.shape))
+    return (
+        _compressed(rows, columns, values, x.shape),
+        _compressed(columns[turned], rows[turned], values[turned], x.T.shape),
+    )
 
 
 def _compressed(rows: Tensor, columns: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

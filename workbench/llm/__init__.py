@@ -1,8 +1,15 @@
 """Compression of causal language models: a format for compressed matrices, and what compresses, saves, loads and
 judges a model.
 
-``from workbench.llm import compress, load``. Works without the bench; transformers, safetensors and peft are imported
-where needed.
+Works without the bench; transformers, safetensors and peft are imported where needed. ::
+
+    from workbench.llm import Residual, compress, load, perplexity
+    from workbench.methods.compression.rtn import RTN
+
+    small = compress("folder/of/a/model", Residual(RTN(bits=3), rank=8), folder="compressed")  # goes on where it was cut off
+    print(small.report())
+    print(perplexity(small, tokenizer, text))
+    small = load("compressed")
 """
 
 from __future__ import annotations
@@ -17,7 +24,8 @@ _HOMES = {
     "compress": "workbench.llm.compression", "Compressed": "workbench.llm.compressed", "load": "workbench.llm.compressed",
     "CompressedLinear": "workbench.llm.linear",
     "perplexity": "workbench.llm.evaluation", "generate": "workbench.llm.evaluation",
-    "tune_blocks": "workbench.llm.tuning", "tune_model": "workbench.llm.tuning",
+    "BlockTuning": "workbench.llm.tuning", "tune_model": "workbench.llm.tuning",
+    "Residual": "workbench.llm.low_rank", "to_peft": "workbench.llm.adapters", "from_peft": "workbench.llm.adapters",
 }
 __all__ = [*_HOMES]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tracking.errors import UserError, unknown
@@ -50,7 +51,7 @@ def layout_of(model: nn.Module, targets: Iterable[str] | None = None, layers: It
     prefix = _list_name(model)
     blocks = model.get_submodule(prefix)
     chosen = _indices(layers, len(blocks))
-    wanted = None if targets is None else tuple(targets)
+    wanted = None if targets is None else (targets,) if isinstance(targets, str) else tuple(targets)
     names = []
     for i, block in enumerate(blocks):
         if i not in chosen:
@@ -71,6 +72,11 @@ def tied_names(model: nn.Module) -> list[tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), []).append(name)
     return [tuple(names) for names in found.values() if len(names) > 1]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are; of one that is streamed, where those are that are there."""
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def _list_name(model: nn.Module) -> str:

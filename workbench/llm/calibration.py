@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracking.errors import UserError
-from workbench.llm.architecture import Layout
+from workbench.llm.architecture import Layout, device_of
 from workbench.method import derive_seed
 
 NEEDS = frozenset({"inputs", "hessian", "fisher"})
@@ -76,7 +76,7 @@ class Stream:
 
         hook = layout.blocks(model)[0].register_forward_pre_hook(catch, with_kwargs=True)
         try:
-            for part in ids.split(batch):
+            for part in ids.to(device_of(model)).split(batch):
                 try:
                     model(part, use_cache=False)
                 except _Stop:
@@ -172,7 +172,7 @@ def fisher(model: nn.Module, names: list[str], ids: Tensor) -> dict[str, Tensor]
             p.requires_grad_(False)
         for w in weights.values():
             w.requires_grad_(True)
-        for row in ids:
+        for row in ids.to(device_of(model)):
             grads = torch.autograd.grad(next_token_loss(model, row[None]), list(weights.values()))
             for name, grad in zip(weights, grads, strict=True):
                 sums[name] += grad.float().square()

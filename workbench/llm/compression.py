@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tracking.errors import UserError
+from tracking.memory import give_back
 from workbench.llm.architecture import layout_of
 from workbench.llm.calibration import LayerStatistics, Stream, fisher
 from workbench.llm.compressed import Compressed, file_of, finish_folder, payload_of, write_block
@@ -22,7 +23,7 @@ from workbench.llm.linear import replace
 from workbench.llm.matrix import MatrixReport, check_quantiser, describe, judge, quantise
 from workbench.llm.packed import Packed
 from workbench.llm.source import Folder, Memory, source_of
-from workbench.llm.storage import MANIFEST, checksum, facts_of, packed_from, read_manifest, read_tensors, write_tensors
+from workbench.llm.storage import MANIFEST, checksum, facts_of, file_sha256, packed_from, read_manifest, read_tensors, write_tensors
 from workbench.llm.tuning import BlockTuning, tune_block
 
 Progress = Callable[[int, int, MatrixReport], None]
@@ -129,7 +130,7 @@ class _Work:
         file = self.folder and self.folder / file_of(index)
         if file and file.is_file():
             self._take(file, block, prefix)
-            facts = {"sha256": _sha256(file), "bytes": file.stat().st_size}
+            facts = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
         else:
             target = torch.cat(list(stream.run(block))) if self.tuning is not None and names else None
             self._matrices(block, prefix, names, stream, squares, mark)
@@ -140,6 +141,8 @@ class _Work:
                                 mark | {"reports": json.dumps([asdict(self.reports[n]) for n in names])}) if self.folder else {}
         if stream is not None:
             stream.advance(block)
+        if isinstance(self.source, Folder):
+            give_back()  # the block's weights: many allocations, which the C library would keep
         return facts
 
     def _matrices(self, block: nn.Module, prefix: str, names: tuple[str, ...], stream: Stream | None, squares: dict[str, Tensor],
@@ -239,12 +242,6 @@ def _whole(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _report(facts: Mapping[str, Any]) -> MatrixReport:
     return MatrixReport(**{**facts, "shape": tuple(facts["shape"])})
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _same(recipe: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:

@@ -23,7 +23,7 @@ def half_through(x: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def descend(approximate: Callable[[], Tensor], groups: list[dict[str, Any]], weight: Tensor, hessian: Tensor, steps: int) -> list[float]:
-    """AdamW on ``tr(E H E^T) / tr(W H W^T)`` for ``E = W - approximate()``, the rate falling linearly to zero.
+    """AdamW on ``tr(E H E^T) / tr(W H W^T)`` for ``E = W - approximate()``, the rate falling linearly to zero after a tenth of warm-up.
 
     Args:
         approximate: the matrix (p, q) as it would be stored, from the parameters.
@@ -37,7 +37,8 @@ def descend(approximate: Callable[[], Tensor], groups: list[dict[str, Any]], wei
     for p in parameters:
         p.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(1, steps))
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warm) * (1 - step / max(1, steps)))
     whole = float(row_errors(weight, hessian).sum()) or 1.0
     objective: list[float] = []
     best = [p.detach().clone() for p in parameters]

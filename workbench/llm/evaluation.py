@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tracking.errors import UserError
+from workbench.llm.architecture import device_of
 from workbench.llm.calibration import next_token_loss
 
-CHUNK_TOKENS = 2048
+CHUNK_TOKENS = 1024
 """Tokens whose logits are in memory at a time, at least a window."""
 
 
@@ -48,8 +49,7 @@ def windows(ids: Tensor, window: int, count: int | None = None) -> Tensor:
 def mean_loss(model: Any, parts: Tensor, poll: Callable[[], None] | None = None) -> float:
     """Mean over windows (n, length) of the mean cross-entropy in nats of their ``length - 1`` predicted tokens."""
     inner = _module(model)
-    device = next((p.device for p in inner.parameters()), torch.device("cpu"))
-    total = 0.0
+    device, total = device_of(inner), 0.0
     was_training = inner.training
     inner.eval()
     try:
@@ -80,8 +80,7 @@ def generate(model: Any, tokenizer: Any, prompt: str, tokens: int = 32) -> str:
     """Continue a prompt greedily: the likeliest token each time, until the end mark or for ``tokens``. Returns the
     continuation alone."""
     inner = _module(model)
-    device = next((p.device for p in inner.parameters()), torch.device("cpu"))
-    ids = encode(tokenizer, prompt)[None].to(device)
+    ids = encode(tokenizer, prompt)[None].to(device_of(inner))
     begin, end = ids.shape[1], getattr(tokenizer, "eos_token_id", None)
     cache: dict[str, Any] = {}
     given = ids

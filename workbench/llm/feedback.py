@@ -3,7 +3,7 @@
 The objective is ``tr(E H E^T)`` with ``E = W - W'`` (p, q) and ``H`` (q, q) the second moment of the inputs. With ``H = (M + I) D
 (M + I)^T``, M strictly upper triangular and D diagonal, it is ``sum_k D_k |eta_k|^2`` for ``eta = E (M + I)``; rounding ``W_k +
 E_{<k} M_{<k,k}`` in place of ``W_k`` makes ``eta_k`` the rounding error of column k alone. This is LDLQ (QuIP: Chee et al., NeurIPS
-2023, section 3); GPTQ (Frantar et al., ICLR 2023) computes the same by way of the inverse of H (QuIP, theorem 6). The form here
+2023, section 3); GPTQ (Frantar et al., ICLR 2023) computes the same by way of the inverse of H, as QuIP proves. The form here
 needs one Cholesky factorisation and no inverse.
 """
 

@@ -31,7 +31,7 @@ class CompressedLinear(nn.Linear):
         dtype: what ``weight`` is decoded to.
     """
 
-    FEW_ROWS = 32
+    FEW_ROWS = 4
     """Up to so many rows the fused product is taken: more of them pay for decoding once."""
 
     def __init__(self, packed: Packed, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:

@@ -37,7 +37,8 @@ class ReALLM:
         code: encoder, vector quantiser and decoder: :class:`VectorCode` (identity path) or :class:`Autoencoder` (neural path).
         rank: r of the low-rank part; 0 has none. One above what a matrix has is cut to that.
         turns: most turns of the alternation between the two parts; it stops at the first rise of the error (100 in the released code).
-        permute: order the columns of each block of 64 rows. ``auto``: only where it pays for its bits, see :meth:`_Coder.first`.
+        permute: order the columns of each block of 64 rows. ``auto``: only where the error it saves is worth
+            its bits.
         weighting: of squared errors, ours beyond ``none``. ``scale``: of the weights rather than of the scaled latent.
             ``hessian``: by the mean square of each input. ``fisher``: by the empirical Fisher information.
         magnitude: store a row norm (DoRA: Liu et al., ICML 2024), that of the ``approximation``, which leaves the map as it

@@ -47,7 +47,7 @@ class VectorCode:
     axis: Axis = "rows"
     stages: int = 1
     group: int = 64
-    iterations: int = 40
+    iterations: int = 60
 
     def check(self) -> None:
         """Refuse what cannot be stored."""

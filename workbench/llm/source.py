@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from tracking.errors import UserError
 from workbench.llm.architecture import Layout, tied_names
 from workbench.llm.storage import checksum, libraries
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+"""Types of safetensors that a model's weights have."""
 
 
 class Memory:
@@ -124,29 +129,44 @@ def _put(model: nn.Module, name: str, tensor: Tensor | None) -> None:
 
 
 def read_named(shards: dict[str, Path], names: list[str], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by name, one after another, each shard opened once."""
-    from safetensors import SafetensorError, safe_open
-
+    """Tensors by name, one after another, read straight into their memory: a mapped file would count twice while it is copied."""
     missing = [name for name in names if name not in shards]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: its shards do "
-                        f"not hold the model that "
+        raise UserError(f"{folder} lacks {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: its shards do not hold the model that "
                         "config.json describes.")
     for path in sorted({shards[name] for name in names}):
-        try:
-            with safe_open(path, "pt") as file:
-                for name in names:
-                    if shards[name] == path:
-                        yield name, file.get_tensor(name).clone()  # a copy: the file's pages are given back when it is closed
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read: {error}. Take an intact copy.") from None
+        head, begin = shard_header(path)
+        with path.open("rb") as file:
+            for name in names:
+                if shards[name] == path:
+                    yield name, _read_tensor(file, head.get(name), begin, path, name)
+
+
+def _read_tensor(file: BinaryIO, entry: dict[str, Any] | None, begin: int, path: Path, name: str) -> Tensor:
+    if entry is None or entry["dtype"] not in DTYPES:
+        raise UserError(f"{path} cannot be read: {name} is {'not in it' if entry is None else 'of type ' + entry['dtype']}. "
+                        "Save the model anew by save_pretrained().")
+    tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+    file.seek(begin + entry["data_offsets"][0])
+    if file.readinto(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) != tensor.nbytes:
+        raise UserError(f"{path} cannot be read: it ends within {name}. Take an intact copy.")
+    return tensor
+
+
+def shard_header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file holds, by name, and where its tensors begin."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is damaged")
+            return json.loads(file.read(length)), 8 + length
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Take an intact copy.") from None
 
 
 def shards_of(folder: Path) -> dict[str, Path]:
     """File by tensor name, from the index or from the only file."""
-    libraries("safetensors")
-    from safetensors import SafetensorError, safe_open
-
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
@@ -154,14 +174,7 @@ def shards_of(folder: Path) -> dict[str, Path]:
     if not files:
         raise UserError(f"{folder} holds no safetensors file. Save the model there by save_pretrained(), or give the "
                         f"model itself.")
-    found: dict[str, Path] = {}
-    for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                found |= dict.fromkeys(file.keys(), path)
-        except SafetensorError as error:
-            raise UserError(f"{path} cannot be read: {error}. Take an intact copy.") from None
-    return found
+    return {name: path for path in files for name in shard_header(path)[0] if name != "__metadata__"}
 
 
 def skeleton(folder: Path) -> nn.Module:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,56 @@ def libraries(*names: str) -> None:
                         f"{'it' if len(missing) == 1 else 'them'}: pip install 'efficient-workbench[llm]'.")
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """While it lasts, transformers draws no progress bars; what was set is set again afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, Any]:
     """Write a safetensors file in one piece; return its ``sha256`` and ``bytes``. ``facts`` go into its header, with a
     checksum of the tensors."""
     libraries("safetensors")
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    data = save(tensors, {"checksum": checksum(tensors), **facts})
-    write_atomic(path, data)
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # straight from the tensors: no second copy of them in memory
+    try:
+        save_file(tensors, temporary, {"checksum": checksum(tensors), **facts})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        found = {"sha256": file_sha256(temporary), "bytes": temporary.stat().st_size}
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is durable only once the folder is."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:

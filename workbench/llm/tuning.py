@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracking.errors import UserError
+from workbench.llm.architecture import device_of
 from workbench.llm.calibration import Stream, next_token_loss
 from workbench.llm.linear import compressed_layers, dense
 from workbench.method import derive_seed
@@ -146,7 +147,7 @@ def tune_model(model: Any, ids: Tensor, steps: int, *, lr: float = 1e-4, batch: 
     """
     model = getattr(model, "model", model) if not isinstance(model, nn.Module) else model
     generator = torch.Generator().manual_seed(derive_seed(seed, "end to end"))
-    losses = []
+    ids, losses = ids.to(device_of(model)), []
     with FactorTuner(model, lr, weight_decay=weight_decay) as tuner:
         for step in range(steps):
             rows = torch.randint(len(ids), (batch,), generator=generator)

@@ -16,6 +16,7 @@ from workbench.boolean.packed.host import share
 from workbench.boolean.packed.simd import kernel
 from workbench.llm.formats_vq import index_bits, stored_scales, unpack_order
 from workbench.llm.packed import Packed, unpack_bits
+from workbench.llm.vq.ordering import ROWS
 
 FEW = 8
 """Inputs up to which walking the indices for each of them is cheaper than decoding once."""
@@ -47,7 +48,7 @@ def times(packed: Packed, x: Tensor) -> Tensor:
 def _sums_2(codes, book, scales, placed, group, out, first, last):
     q = codes.shape[1]
     for strip in range(first, last):
-        block = min(strip * 2 // 64, placed.shape[0] - 1)
+        block = min(2 * strip // ROWS, placed.shape[0] - 1)
         for n in range(placed.shape[1]):
             a = b = np.float32(0)
             for g in range(scales.shape[1]):
@@ -61,7 +62,7 @@ def _sums_2(codes, book, scales, placed, group, out, first, last):
 def _sums_4(codes, book, scales, placed, group, out, first, last):
     q = codes.shape[1]
     for strip in range(first, last):
-        block = min(strip * 4 // 64, placed.shape[0] - 1)
+        block = min(4 * strip // ROWS, placed.shape[0] - 1)
         for n in range(placed.shape[1]):
             a = b = c = d = np.float32(0)
             for g in range(scales.shape[1]):

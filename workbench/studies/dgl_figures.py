@@ -11,6 +11,7 @@ from tracking.styles import INK, style_of
 from workbench.decoupled import EventLine, ReplayBuffer, Tandem
 
 if TYPE_CHECKING:
+    import pandas
     import plotly.graph_objects as go
 
     from workbench.comparison import Comparison
@@ -20,24 +21,37 @@ Span = tuple[int, float, float, str]
 """Module from 0, begin, end, and what it does: ``forward``, ``backward``, or ``step``, which is both with the head."""
 
 
-def module_curves(comparison: Comparison, method: str, modules: int) -> go.Figure:
-    """Accuracy per epoch behind every module: mean over seeds at the epochs that all of them report."""
+def module_curves(comparison: Comparison, method: str, modules: int, stage: int = 0) -> go.Figure:
+    """Accuracy per epoch behind every module: mean over seeds at the epochs that all of them report.
+
+    ``stage``: epochs of each module's own training, where one is trained after the other; 0 where all are at once.
+    """
     import pandas
     import plotly.graph_objects as go
 
     (group,) = (g for g in comparison.groups if g.method == method)
-    figure, names = go.Figure(), [*(f"eval/accuracy_module_{j}" for j in range(1, modules)), "eval/accuracy"]
-    styles = style_of([f"module {j}" for j in range(1, modules + 1)])
-    for name, (title, style) in zip(names, styles.items(), strict=True):
-        tables = [f[["train/epoch", name]].dropna() for f in group.frames if name in f]
+    figure, styles = go.Figure(), style_of([f"module {j}" for j in range(1, modules + 1)])
+    for j, (title, style) in enumerate(styles.items(), 1):
+        tables = [t for f in group.frames if len(t := _of_module(f, j, modules, stage))]
         if tables:
-            mean = pandas.concat(tables).groupby("train/epoch")[name].mean()
+            mean = pandas.concat(tables).groupby("train/epoch")["accuracy"].mean()
             figure.add_trace(go.Scatter(x=mean.index.to_numpy(), y=mean.to_numpy(), mode="lines+markers", name=title,
                                         line={"color": style.colour, "dash": style.dash, "width": 2}, marker={"symbol": style.marker}))
     figure.update_layout(layout(f"{method}: accuracy behind every module", f"mean over {len(group.runs)} seeds",
                                 "Test accuracy of the head of every module over the epochs.", modules))
     figure.update_xaxes(title_text="train/epoch [epochs]")
     return figure.update_yaxes(title_text="test accuracy [fraction]")
+
+
+def _of_module(frame: pandas.DataFrame, j: int, modules: int, stage: int) -> pandas.DataFrame:
+    """Epochs and accuracy of module ``j``. While it is the last one there is, its accuracy is the network's."""
+    epochs, network = frame["train/epoch"], frame["eval/accuracy"]
+    if not stage and j == modules:
+        own = network
+    else:
+        last = (epochs > (j - 1) * stage) & (epochs <= j * stage)
+        own = frame.get(f"eval/accuracy_module_{j}", network.where(last)).where(~last, network)
+    return frame[["train/epoch"]].assign(accuracy=own).dropna()
 
 
 def against(points: Iterable[tuple[float, Group, str]], quantity: str, metric: str = "eval/accuracy", *, title: str, note: str = "",
@@ -137,11 +151,11 @@ def time_lines(durations: Sequence[float], until: float, title: str = "Who works
                 figure.add_trace(go.Bar(
                     base=[a for _, a, _ in own], x=[b - a for _, a, b in own], y=[f"module {j + 1}" for j, _, _ in own], orientation="h",
                     name="both, with the head" if step else what, legendgroup=what, showlegend=row == (2 if step else 1),
-                    marker={"color": colour, "pattern": {"shape": hatch, "fgcolor": "white", "solidity": 0.2},
+                    marker={"color": colour, "pattern": {"shape": hatch, "bgcolor": colour, "fgcolor": "white", "solidity": 0.2},
                             "line": {"color": "white", "width": 1}}), row=row, col=1)
     look = layout(title, "each bar is work on one batch; a gap is a wait", "Work of every module over virtual time.", 3)
     axes = {"xaxis": look.pop("xaxis"), "yaxis": look.pop("yaxis")}
-    figure.update_layout(look | {"height": 620, "barmode": "overlay"})
+    figure.update_layout(look | {"height": 640, "barmode": "overlay", "margin": look["margin"] | {"t": 110}})  # room for the first heading
     figure.update_annotations(font={"size": 13, "color": INK}, x=0, xanchor="left")
     figure.update_xaxes(**axes["xaxis"], range=[0, until])
     figure.update_xaxes(title_text="virtual time", row=len(ways), col=1)

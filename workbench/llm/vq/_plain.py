@@ -69,7 +69,8 @@ class Points:
         for part in self.features.split(chunk, 1):
             scores = torch.addmm(words[-1], part.T, words[:-1])
             # NumPy's search along rows is several times as fast as PyTorch's on a CPU
-            parts.append(scores.argmax(1) if scores.is_cuda else torch.from_numpy(scores.numpy().argmax(1)))
+            on_cpu = scores.device.type == "cpu"
+            parts.append(torch.from_numpy(scores.numpy().argmax(1)) if on_cpu else scores.argmax(1))
         return torch.cat(parts)
 
     def _errors(self, book: Tensor, codes: Tensor) -> Tensor:

@@ -50,10 +50,10 @@ def kmeans(
     *,
     weights: Tensor | None = None,
     start: Start | Tensor = "k-means++",
-    iterations: int = 40,
+    iterations: int = 60,
     sample: int | None = None,
     refine: int = 2,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
     half: bool = False,
     generator: torch.Generator | None = None,
     backend: Backend = "auto",
@@ -68,7 +68,7 @@ def kmeans(
         weights: not negative, (n,) or one for each coordinate (n, d): the error is ``sum w (x - c)^2``.
         start: how seeds are found, or the first codebook itself (K, d).
         iterations: most Lloyd steps on the sample.
-        sample: vectors drawn (with replacement) for those; default ``max(2^16, 256 K)``. All are used where there are no more.
+        sample: vectors drawn (with replacement) for those; default ``max(2^16, 1024 K)``. All are used where there are no more.
         refine: most Lloyd steps on all vectors after that, where a sample was used.
         tolerance: stop when a step lowers the error by less than this share.
         half: round the codebook to float16 before the last assignment, as it is stored.
@@ -81,8 +81,8 @@ def kmeans(
     x, w = _checked(vectors, size, weights)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     count = x.shape[1]
-    wanted = max(1 << 16, 256 * size) if sample is None else sample
-    small, small_w, steps = x, w, 0
+    wanted = max(1 << 16, 1024 * size) if sample is None else sample
+    small, small_w = x, w
     module = engine(backend, x.device)
     if wanted < count:
         pick = torch.randint(count, (wanted,), generator=generator).sort().values.to(x.device)

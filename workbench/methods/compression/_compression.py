@@ -21,9 +21,9 @@ from workbench.llm.evaluation import mean_loss
 from workbench.llm.linear import swapped
 from workbench.llm.low_rank import factors, with_low_rank
 from workbench.llm.matrix import judge, quantise
-from workbench.llm.packed import Packed, row_norm
+from workbench.llm.packed import TERMS, Packed, row_norm
 from workbench.llm.tuning import BlockTuning, FactorTuner, cosine, tune_block
-from workbench.method import Context, Method, Progress
+from workbench.method import Context, Method, Progress, View
 from workbench.params import Field, Params
 
 if TYPE_CHECKING:
@@ -211,6 +211,16 @@ class Compression(Method):
         payload = sum(t.nbytes for entry in state.packed.values() for t in entry["tensors"].values())
         figures = {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0)), "memory/model_bytes": kept + payload}
         return figures | sizes(state.packed)
+
+    def views(self, state: CompressionState, task: LanguageTask) -> list[View]:
+        """What the bits are spent on, over the matrices compressed so far."""
+        matrices = [restored(entry) for entry in state.packed.values()]
+        if not matrices:
+            return []
+        count = sum(m.shape[0] * m.shape[1] for m in matrices)
+        spent = {term: sum(m.bits().get(term, 0) for m in matrices) / count for term in TERMS}
+        return [View("Bits a weight by what they are spent on", "bars", {term: bits for term, bits in spent.items() if bits},
+                     y="stored bits a weight", note=f"{len(matrices)} of {state.total} matrices.")]
 
     def evaluation_due(self, state: CompressionState) -> bool:
         return len(state.packed) == state.total and state.tuned == 0

@@ -47,8 +47,8 @@ class ApiQ:
     grid: UniformGrid = field(default_factory=UniformGrid)
     rank: int = 16
     steps: int = 100
-    lr: float = 2e-3
-    clip_lr: float = 5e-2
+    lr: float = 5e-3
+    clip_lr: float = 0.1
     weight_decay: float = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
 
@@ -90,14 +90,13 @@ class ApiQCompression(Compression):
 
     id, title, family, paper = "apiq", "ApiQ", "compression", "arXiv:2402.05147"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {
-        "task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "layer_steps": 40, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "layer_steps": 40}}
 
     class Params(Compression.Params):
         rank: int = Field(8, ge=1, le=1024, description="rank of the part in high precision")
         layer_steps: int = Field(100, ge=0, le=100_000, description="gradient steps a matrix")
-        layer_lr: float = Field(2e-3, gt=0, le=1, description="learning rate of the low-rank part")
-        clip_lr: float = Field(5e-2, gt=0, le=10, description="learning rate of the groups' ranges")
+        layer_lr: float = Field(5e-3, gt=0, le=1, description="learning rate of the low-rank part")
+        clip_lr: float = Field(0.1, gt=0, le=10, description="learning rate of the groups' ranges")
 
     params: Params
 

@@ -34,10 +34,10 @@ CONVERGED = 1e-10
 class AQLM:
     """Additive codebooks for the layer's output (Egiazarian et al. 2024, section 3): ``min tr(E H E^T)`` over codes, tables and scales.
 
-    Start: residual k-means of the rows divided by their root mean squares (3.1). Then in turns: codes of one group of inputs after
-    the other, all rows at once, by a beam search that replaces one code at a time (3.2); codebooks and scales, codes fixed (3.3).
+    Start: residual k-means of the rows divided by their root mean squares. Then in turns: codes of one group of inputs after
+    the other, all rows at once, by a beam search that replaces one code at a time; codebooks and scales, codes fixed.
     The paper takes the latter by Adam; it is a linear least-squares problem in the codebooks, so conjugate gradients are used here,
-    which need no rate and never raise the objective. Tuning of whole blocks (3.4) is not part of the quantiser.
+    which need no rate and never raise the objective. Tuning of whole blocks is not part of the quantiser.
 
     Args:
         codebooks, code_bits, d: M tables of ``2^code_bits`` codewords for d inputs: ``M code_bits / d`` bits a weight plus the tables.
@@ -167,8 +167,7 @@ class AQLMCompression(Compression):
 
     id, title, family, paper = "aqlm", "AQLM", "compression", "arXiv:2401.06118"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {
-        "task": "pydoc/tiny_llama", "params": {"bits": 2, "code_bits": 4, "d": 4, "rounds": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "code_bits": 4, "d": 4, "rounds": 2}}
 
     class Params(Compression.Params):
         code_bits: int = Field(8, ge=2, le=12, description="bits of one code; a codebook has 2^code_bits codewords")

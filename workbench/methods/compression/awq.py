@@ -73,7 +73,7 @@ class AWQCompression(Compression):
 
     id, title, family, paper = "awq", "AWQ", "compression", "arXiv:2306.00978"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2}}
 
     class Params(Compression.Params):
         symmetric: bool = Field(False, description="levels symmetric about zero, without zero points")

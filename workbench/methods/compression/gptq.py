@@ -33,7 +33,8 @@ class GPTQ:
     nearest in the same groups (published code keeps the greedy answer).
 
     Args:
-        grid: levels; its group size is also the size of the lazy blocks.
+        grid: levels; where it searches its ranges, errors count by the second moments of their inputs (the published code counts all
+            inputs alike, and so cuts off weights of the inputs that matter most).
         damping: added to the diagonal of H, as a share of its mean (paper: 0.01).
         act_order: round inputs of large second moment first (the published code's option of that name).
         static_groups: fit every group's grid to the weights as they are. Otherwise a group's grid is fitted when its first column is
@@ -56,7 +57,7 @@ class GPTQ:
         if not self.static_groups:
             codes, steps = self._moving(weight[:, order], h)
             return self.grid.pack(codes, steps, permutation=order if self.act_order else None)
-        steps = self.grid.fit(weight)
+        steps = self.grid.fit(weight, hessian.diagonal())
         scale, zero = (t[:, order] for t in self.grid.spread(steps, weight.shape[1]))
         ordered = weight[:, order]
         # the same grid with a scale for every single input: its groups need not be neighbours any more
@@ -79,7 +80,7 @@ class GPTQ:
         zeros: list[Tensor] = []
 
         def begin(start: int, best: Tensor) -> None:
-            fitted = replace(self.grid, group_size=0).fit(best)
+            fitted = replace(self.grid, group_size=0).fit(best, h.diagonal()[start:start + size])
             scales.append(fitted.scale[:, 0])
             zeros.append(fitted.zero[:, 0])
 
@@ -87,7 +88,7 @@ class GPTQ:
             return ((w / scales[-1] + zeros[-1]).round_().clamp_(0, self.grid.top) - zeros[-1]) * scales[-1]
 
         rounded = round_with_feedback(weight, feedback_matrix(h, self.damping), nearest, begin=begin, block=size)
-        steps, plain = Steps(torch.stack(scales, 1), torch.stack(zeros, 1)), self.grid.fit(weight)
+        steps, plain = Steps(torch.stack(scales, 1), torch.stack(zeros, 1)), self.grid.fit(weight, h.diagonal())
         greedy, nearest = self.grid.encode(rounded, steps), self.grid.encode(weight, plain)
         lost = self._lost(weight, h, rounded, self.grid.decode(nearest, plain))
         return torch.where(lost, nearest, greedy), Steps(*(torch.where(lost, b, a) for a, b in zip(steps, plain, strict=True)))
@@ -103,7 +104,7 @@ class GPTQCompression(Compression):
 
     id, title, family, paper = "gptq", "GPTQ", "compression", "arXiv:2210.17323"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2}}
 
     class Params(Compression.Params):
         symmetric: bool = Field(False, description="levels symmetric about zero, without zero points")

@@ -101,7 +101,7 @@ class HQQCompression(Compression):
     id, title, family = "hqq", "HQQ", "compression"
     paper = "https://mobiusml.github.io/hqq_blog/"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2}}
 
     class Params(Compression.Params):
         iterations: int = Field(20, ge=0, le=1000, description="half-quadratic steps")

@@ -71,7 +71,7 @@ class LoftQCompression(Compression):
 
     id, title, family, paper = "loftq", "LoftQ", "compression", "arXiv:2310.08659"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4}}
 
     class Params(Compression.Params):
         rank: int = Field(8, ge=1, le=1024, description="rank of the part in high precision")

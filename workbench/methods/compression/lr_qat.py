@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LRQAT:
-    """``W' = s clamp(round(phi(W / s_0) + (alpha / r) B A))`` (Bondarenko et al. 2024, equation 7), A, B and s trained, straight-through.
+    """``W' = s clamp(round(phi(W / s_0) + (alpha / r) B A))`` (Bondarenko et al. 2024, section 3), A, B and s trained, straight-through.
 
     The grid is symmetric, its codes from ``-2^(b-1)`` to ``2^(b-1) - 1``; s_0 is its scale at the start and stays in phi. What is
     stored is a plain uniform matrix. B starts at zero, so with ``phi="float"`` and no steps this is rounding to nearest. The paper
@@ -61,7 +61,7 @@ class LRQAT:
         """The matrix, and the objective as a share of that of a zero matrix, step by step."""
         (p, q), half, size = weight.shape, 2 ** (self.grid.bits - 1), self.grid.group_size
         r = min(self.rank, p, q)
-        start = self.grid.fit(weight)
+        start = self.grid.fit(weight, hessian.diagonal())
         frozen = self._phi(weight / per_input(start.scale, q, size))
         a = ((torch.rand(r, q, generator=generator) * 2 - 1) / math.sqrt(q)).to(weight)
         b = weight.new_zeros(p, r)
@@ -93,8 +93,7 @@ class LRQATCompression(Compression):
 
     id, title, family, paper = "lr_qat", "LR-QAT", "compression", "arXiv:2406.06385"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {
-        "task": "pydoc/tiny_llama", "params": {"bits": 2, "layer_steps": 40, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "layer_steps": 40}}
 
     class Params(Compression.Params):
         inner_rank: int = Field(32, ge=1, le=1024, description="rank of the part inside the rounding, which costs no bits")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from workbench.method import Context
 
 GAUSSIAN_STEP = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
-"""Step, in standard deviations, of the uniform quantiser of 2^b levels with the least squared error on a Gaussian (Max, 1960, table II)."""
+"""Step, in standard deviations, of the uniform quantiser of 2^b levels with the least squared error on a Gaussian (Max, IRE Transactions on
+Information Theory, 1960; from 6 bits on by the same condition)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class QuIPCompression(Compression):
 
     id, title, family, paper = "quip", "QuIP", "compression", "arXiv:2307.13304"
     kinds = ("language_model",)
-    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2}}
 
     class Params(Compression.Params):
         rho: float = Field(0.0, ge=0, le=10, description="range of the grid in root mean squares of the weights; 0 = best for a Gaussian")

@@ -139,8 +139,11 @@ class FederatedTraining(Method):
             ("work from an older model", (trace.staleness[:done] > 0) & (client < shown))) if part.any()}
         work = np.bincount(client, weights=trace.steps[:done], minlength=trace.n)
         first = f" The first {shown} of {trace.n} clients." if shown < trace.n else ""
-        return [View("Time line of the clients", "points", groups, x="virtual time", y="client", note=f"A mark is a delivery.{first}"),
-                View("Gradient steps of each client", "histogram", {"clients": work}, x="gradient steps delivered so far")]
+        steps = "gradient steps delivered so far"
+        each = (View("Gradient steps of each client", "bars", dict(enumerate(work.tolist())), x="client", y=steps) if trace.n <= MAX_SHOWN
+                else View("Gradient steps of each client", "histogram", {"clients": work}, x=steps))
+        line = View("Time line of the clients", "points", groups, x="virtual time", y="client", note=f"A mark is a delivery.{first}")
+        return [line, each]
 
     def train(self, request: Request, ctx: Context) -> Tensor:
         """Do the local training that a step asks for; each row's mean loss."""

@@ -59,7 +59,7 @@ class NodeEmbedding(Method):
         return (self.features(state, task, ctx),)
 
     def evaluate(self, state: Any, task: GraphTask, ctx: Context) -> dict[str, float]:
-        """Accuracy of a linear probe, its penalty chosen on the validation nodes, and how k-means agrees with labels."""
+        """Accuracy of a linear probe, its penalty chosen on validation nodes, and how k-means agrees with labels."""
         features = scale_blocks(self.blocks(state, task, ctx))
         ctx.poll()
         probe = linear_probe(features, task.y, task.train_mask, task.val_mask, task.test_mask, self.params.probe_c)

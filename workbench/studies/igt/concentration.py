@@ -10,7 +10,7 @@ import torch
 
 from tracking.figures import layout, text
 from tracking.statistics import interval
-from tracking.styles import style_of
+from tracking.styles import INK, style_of
 from workbench.claims import Claim, within
 from workbench.graphs.block_model import block_model, planted_probabilities
 from workbench.graphs.expectation import expected_transform, mixing
@@ -187,7 +187,7 @@ def error_figure(frames: Mapping[str, tuple[pandas.DataFrame, str]], title: str)
                 row=1,
                 col=column,
                 showlegend=column == 1 and n == orders[0],
-                line={"color": "#767676", "dash": "dot", "width": 1},
+                line={"color": INK, "dash": "dot", "width": 1},
             )
         figure.update_xaxes(title_text=text(panel), type="log", row=1, col=column)
     caption = (

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tracking.figures import layout, text
+from tracking.styles import INK, style_of
 from workbench.claims import Claim, differences, figure, within
 from workbench.datasets.graphs import GraphParams, split
 from workbench.graphs.averaging import adjacency
@@ -138,19 +139,17 @@ def phase_figure(frame: pandas.DataFrame, title: str) -> go.Figure:
         f"Share of nodes labelled rightly, mean over {n} graphs a cell, for two equal communities; chance is 0.5. Below and left of "
         "the dashed line, at small ratios and high degrees, communities can be found from the edges alone in polynomial time."
     )
-    fig.update_layout(layout(title, f"n = {n} graphs a cell", caption, 1), height=720)
+    fig.update_layout(layout(title, f"n = {n} graphs a cell", caption, 1), height=760, margin_t=120)
     half = (ratios[1] - ratios[0]) / 2 if len(ratios) > 1 else 0.1
     fig.update_yaxes(range=[ratios[0] - half, ratios[-1] + half])
     fig.update_xaxes(tickvals=np.log2(degrees), ticktext=[f"{d:g}" for d in degrees])
-    fig.update_xaxes(title_text="mean degree", row=2)
+    fig.update_xaxes(title_text="mean degree", title_standoff=20, row=2)
     return fig.update_yaxes(title_text="edges across / within", col=1)
 
 
 def collapse_figure(frame: pandas.DataFrame, title: str) -> go.Figure:
     """All cells over signal to noise: if degree and ratio act through it alone, points of one kind lie on one curve."""
     import plotly.graph_objects as go
-
-    from tracking.styles import style_of
 
     fig, styles = go.Figure(), style_of(KINDS)
     cells = frame.groupby(["degree", "ratio"], as_index=False)[["snr", *KINDS]].mean().sort_values("snr")
@@ -164,14 +163,19 @@ def collapse_figure(frame: pandas.DataFrame, title: str) -> go.Figure:
             hovertemplate="%{x:.3~g}: %{y:.3f}",
             marker={"color": styles[kind].colour, "symbol": styles[kind].marker, "size": 9},
         )
-    fig.add_vline(
-        x=1, line={"color": "#767676", "dash": "dash"}, annotation_text="threshold", annotation_position="bottom right"
+    fig.add_scatter(
+        x=[1, 1],
+        y=[0.4, 1],
+        mode="lines",
+        name="Kesten-Stigum threshold",
+        line={"color": INK, "dash": "dash", "width": 2},
+        hoverinfo="skip",
     )
     caption = (
         f"Mean accuracy over {frame['seed'].nunique()} graphs of each cell against signal to noise, (c_in - c_out)^2 / "
         "2 (c_in + c_out); chance is 0.5."
     )
-    fig.update_layout(layout(title, f"n = {frame['seed'].nunique()} graphs a point", caption, len(KINDS)))
+    fig.update_layout(layout(title, f"n = {frame['seed'].nunique()} graphs a point", caption, len(KINDS) + 1))
     fig.update_xaxes(title_text="signal to noise (1: Kesten-Stigum threshold)", type="log")
     return fig.update_yaxes(title_text="accuracy [fraction]")
 

@@ -72,7 +72,7 @@ def plane_figure(found: dict[str, np.ndarray], labels: np.ndarray, title: str, s
         f"Principal plane of each representation, {len(chosen)} of {len(labels)} nodes; colour and marker: communities, which no "
         "representation has seen."
     )
-    fig.update_layout(layout(title, "", caption, len(styles)))
+    fig.update_layout(layout(title, "", caption, len(styles)), margin_t=90)
     return fig.update_xaxes(showticklabels=False).update_yaxes(showticklabels=False)
 
 
@@ -85,7 +85,7 @@ def size_runs(sizes: Sequence[int], degree: float = 10.0) -> Runs:
         {
             "method": "igt",
             "task": "sbm/node",
-            "task_params": {"nodes": n, "degree": degree},
+            "task_params": {"nodes": n, "degree": degree, "val_size": 100},
             "params": {"orders": 1, "iterations": 10, "cluster_restarts": 1},
         }
         for n in sizes
@@ -142,6 +142,6 @@ def size_figure(comparison: Comparison, sizes: Sequence[int], title: str, note: 
         "Means over seeds with 95 % t intervals. Time: of learning the filters, the probe excluded. Highest memory: of the whole "
         "process, the probe and the generation of the graph included."
     )
-    fig.update_layout(layout(title, note, caption, len(words)))
+    fig.update_layout(layout(title, note, caption, len(words)), margin_t=90)
     fig.update_xaxes(type="log", title_text="nodes")
     return fig.update_yaxes(type="log", exponentformat="power")

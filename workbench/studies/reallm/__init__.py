@@ -5,7 +5,7 @@ released code could be read; the paper's tables could not, so no figure of it st
 """
 
 from workbench.studies.reallm.costs import cost_table, stored_bits
-from workbench.studies.reallm.figures import bars, heat_maps, pareto_figure, results
+from workbench.studies.reallm.figures import heat_maps, pareto_figure, results
 from workbench.studies.reallm.patterns import matrices, pattern_table, prepared, shapes, shuffled, single_shapes, view_table, views
 from workbench.studies.reallm.settings import (
     DATA_FREE,
@@ -22,6 +22,7 @@ from workbench.studies.reallm.settings import (
 from workbench.studies.reallm.verdicts import (
     ablation_claims,
     ablation_table,
+    budget_claim,
     leading_claims,
     shape_claims,
     size_claim,
@@ -40,7 +41,7 @@ __all__ = [
     "Scale",
     "ablation_claims",
     "ablation_table",
-    "bars",
+    "budget_claim",
     "cost_table",
     "found",
     "heat_maps",

@@ -81,19 +81,6 @@ def pareto_figure(table: pandas.DataFrame, title: str, note: str = "") -> go.Fig
     return figure
 
 
-def bars(table: pandas.DataFrame, label: str, value: str, title: str, note: str = "") -> go.Figure:
-    """A bar a row of ``value``, its figure in print."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure(go.Bar(x=table[label], y=table[value], text=[f"{v:.4g}" for v in table[value]], textposition="outside",
-                              name=text(value), cliponaxis=False))
-    figure.update_layout(layout(title, note, f"{value}, by {label}.", 0))
-    low, high = float(table[value].min()), float(table[value].max())
-    margin = max(high - low, 1e-3)
-    figure.update_yaxes(title_text=text(value), range=[max(0.0, low - margin), high + margin / 2])
-    return figure
-
-
 def heat_maps(pictures: dict[str, Tensor], title: str, note: str = "") -> go.Figure:
     """Matrices side by side from their upper left corner, up to ``PIXELS`` each way, on one diverging scale cut at three deviations."""
     from plotly import graph_objects as go

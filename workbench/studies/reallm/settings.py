@@ -54,7 +54,9 @@ class Scale:
             "nf4": {"scales": "double"}, "gptq": {"clip": 20}, "aqlm": {"code_bits": self.code_bits, "d": self.d},
             "lr_qat": {"layer_steps": self.layer_steps}, "loftq": {"rank": self.rank}, "lq_lora": {"rank": self.rank},
             "apiq": {"rank": self.rank, "layer_steps": self.layer_steps}, "reallm": {"dim": self.dimensions[bits]}}
-        common = {"bits": bits, "group_size": self.group_size, "sequences": self.sequences, "length": self.length}
+        blind = name in DATA_FREE and not {"steps", "block_steps", "weighting"} & set(changes)
+        common = {"bits": bits, "group_size": self.group_size, "length": self.length,
+                  "sequences": 1 if blind else self.sequences}  # who sees no data need not wait for them
         params = {**common, **own.get(method, {}), **changes}
         return {"method": method, "task": self.task, "task_params": self.task_params, "params": params}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims import ABSENT, Claim, below, checked, differences, figure, within
-from workbench.studies.reallm.settings import METHODS, REFERENCE, Scale, found
+from workbench.studies.reallm.settings import DIMENSIONS, METHODS, REFERENCE, Scale, found
 
 if TYPE_CHECKING:
     import pandas
@@ -47,6 +47,28 @@ def leading_claims(comparison: Comparison, table: pandas.DataFrame, scale: Scale
     return claims
 
 
+def budget_claim(shaped: Comparison, comparison: Comparison, scale: Scale, budget: float) -> Claim:
+    """A shape for each matrix under a budget has a lower loss than the best single shape of no more bits."""
+    text = f"A shape for each matrix has a lower loss than one shape for all with no more total bits ({scale.task})"
+    paper = f"the shape is adapted to each matrix ({UNREAD})"
+    (run,) = scale.budgeted(budget)
+    ours, size = found(shaped, run), found(shaped, run, "memory/bits_per_weight")
+    single: dict[str, dict[int, float]] = {}
+    for bits in DIMENSIONS:
+        other = scale.run("ReALLM", bits)
+        spent = found(comparison, other, "memory/bits_per_weight")
+        if size and spent and _mean(spent) <= _mean(size) + SLACK:
+            single[f"{bits} bits in vectors of {scale.dimensions[bits]}"] = found(comparison, other)
+    if not single:
+        return Claim(text, paper, "", ABSENT, "no finished run with a budget, or no single shape of so few bits")
+    best = min(single, key=lambda name: _mean(single[name]))
+    return below(text, paper, ours, single[best], names=(f"shapes at {_mean(size):.2f} bits", best), digits=3)
+
+
+def _mean(values: dict[int, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
 def ablation_table(comparison: Comparison, scale: Scale, bits: int) -> pandas.DataFrame:
     """A row a change: total bits, loss, and the difference of loss to ReALLM without an order, seed by seed."""
     import pandas
@@ -57,7 +79,7 @@ def ablation_table(comparison: Comparison, scale: Scale, bits: int) -> pandas.Da
         run = scale.run("ReALLM", bits, **changed)
         loss, size = found(comparison, run), found(comparison, run, "memory/bits_per_weight")
         if loss:
-            rows.append({"ReALLM with": name, "total bits": sum(size.values()) / len(size), "loss [nats]": sum(loss.values()) / len(loss),
+            rows.append({"ReALLM with": name, "total bits": _mean(size), "loss [nats]": _mean(loss),
                          "difference to no order": figure(differences(loss, base), 3)})
     return pandas.DataFrame(rows)
 
@@ -71,7 +93,7 @@ def ablation_claims(comparison: Comparison, scale: Scale, bits: int) -> list[Cla
     for name, what in (("always ordered", "Ordering columns lowers the loss"), (f"rank {scale.rank}", "A low-rank part lowers the loss")):
         run = scale.run("ReALLM", bits, **changes[name])
         extra = differences(found(comparison, run, "memory/bits_per_weight"), size)
-        price = f", for {sum(extra.values()) / len(extra):.2f} bits a weight" if extra else ""
+        price = f", for {_mean(extra):.2f} bits a weight" if extra else ""
         change = differences(found(comparison, run), base)
         claims.append(within(f"{what}{price} ({bits} bits, {scale.task})", "not stated", change, -100.0, 0.0, digits=3))
     return claims
@@ -102,7 +124,7 @@ def tuning_claims(comparison: Comparison, scale: Scale, bits: int, names: tuple[
     text = f"At {bits} bits and after tuning ReALLM has the lowest loss of the methods with a low-rank part of its rank ({scale.task})"
     if "ReALLM" not in after or not peers:
         return [Claim(text, UNREAD, "", ABSENT, "no finished run")]
-    best = min(peers, key=lambda name: sum(peers[name].values()) / len(peers[name]))
+    best = min(peers, key=lambda name: _mean(peers[name]))
     group = next(g for g in comparison.groups if g.method == METHODS["ReALLM"])
     gain = {run.spec["seed"]: float(losses.iloc[-1] - losses.iloc[0])
             for run, frame in zip(group.runs, group.frames, strict=True) for losses in [frame["eval/loss"].dropna()]}
