@@ -10,7 +10,7 @@ NODE_BUDGET_S ?= 1200
 TEST_PROCESSES ?= 2
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help install demo test slow lab ui studies bench gpu clean
+.PHONY: help install demo test slow lab ui studies bench docs gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ studies: $(INSTALLED)  ## every study at its quick profile
 
 bench: $(INSTALLED)  ## speed, as ratios measured side by side
 	@$(BIN)/python -m tests.bench
+
+docs: $(INSTALLED)  ## offline pages: executed studies, every method, how to add one, how to read the meters
+	@$(BIN)/python -m workbench.docs
 
 gpu:  ## on a CUDA machine: every method against the CPU, then full studies inside a time budget
 	@$(NODE_PYTHON) -m tests.gpu --budget-s $(NODE_BUDGET_S)
