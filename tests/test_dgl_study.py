@@ -150,7 +150,9 @@ def test_accuracy_against_compression():
         "async_dgl": ([1, 4], ["dense_fp32", "int8"]), "async_dgl_vq": ([16], ["K = 16"])}
     assert drawn.data[0].y[0] == pytest.approx(0.8)
     # Student's t with two degrees of freedom, 4.303, times the standard deviation 0.1 over the root of 3
-    assert drawn.data[0].error_y.array[0] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert drawn.data[0].error_y.arrayminus[0] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert drawn.data[0].error_y.array[0] == pytest.approx(0.2), "no accuracy is above 1"
+    assert list(drawn.layout.xaxis.ticktext) == ["1", "4", "16"]
 
 
 # --- speed --------------------------------------------------------------------------------------------------

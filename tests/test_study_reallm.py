@@ -80,7 +80,8 @@ def test_every_run_is_legal_and_sees_the_same_calibration(scale):
     for run, p in zip(runs, params, strict=True):
         blind = run["method"] == "uncompressed" or (run["method"] in {paper.METHODS[m] for m in paper.DATA_FREE} and not p.steps)
         # weights alone need no text, and weighing errors by inputs does
-        assert (p.sequences, p.length) == (1 if blind and getattr(p, "weighting", "none") == "none" else scale.sequences, scale.length)
+        seen = scale.tuning.get("sequences", scale.sequences) if p.steps else scale.sequences
+        assert (p.sequences, p.length) == (1 if blind and getattr(p, "weighting", "none") == "none" else seen, scale.length)
     tuned = [params_of(run) for run in scale.tuned(2)]
     assert {p.rank for p in tuned} == {scale.rank}
     assert len({(p.steps, p.block_steps, p.tune_lr, p.tune_batch) for p in tuned}) == 1
@@ -274,8 +275,10 @@ def test_perplexity_against_bits_from_live_runs(tmp_path, monkeypatch):
     assert float(table.loc[table["method"] == "uncompressed", "total bits"].iloc[0]) == 16
     assert (table.loc[table["method"] != "uncompressed", "total bits"] < 4).all()
     figure = paper.pareto_figure(table, "a title")
-    assert {t.name for t in figure.data} == {"RTN", "GPTQ", "ReALLM"}
+    assert {t.name for t in figure.data} == {"RTN", "GPTQ", "ReALLM", "uncompressed, 16 bits"}
     assert figure.layout.yaxis.type == "log"
+    level = float(table.loc[table["method"] == "uncompressed", "perplexity"].iloc[0])
+    assert list(figure.data[-1].y) == [level, level]
 
 
 # --- the notebook -------------------------------------------------------------------------------------------

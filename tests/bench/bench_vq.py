@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from workbench.llm.formats_vq import product
 from workbench.llm.reallm import ReALLM, VectorCode
 from workbench.llm.vq import block_scales, kmeans, order_columns
 from workbench.llm.vq.scales import divide
@@ -30,7 +31,7 @@ TURNS = 3
 def main() -> list[dict]:
     """Rows of the table."""
     weight = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    return [*k_means(weight), *ordering(weight), *whole(), *cuda(weight)]
+    return [*k_means(weight), *ordering(weight), *fused(weight), *whole(), *cuda(weight)]
 
 
 def vectors(weight: torch.Tensor) -> torch.Tensor:
@@ -91,6 +92,23 @@ def ordering(weight: torch.Tensor) -> Iterable[dict]:
     name = f"column orders of {SIDE} x {SIDE}, against a Python loop with the same result"
     yield {"name": name, "ours": ours, "peer": theirs, "unit": "s", "ratio": theirs / ours, "n": TURNS, "target": ">= 50",
            "met": theirs / ours >= 50}
+
+
+def fused(weight: torch.Tensor) -> Iterable[dict]:
+    """Products with the stored matrix, from one input to eight, against decoding it and multiplying."""
+    packed = ReALLM(permute="never")(weight)
+    for batch in (1, 8):
+        x = torch.randn(batch, SIDE, generator=torch.Generator().manual_seed(batch))
+        times: list[tuple[float, float]] = []
+        for _ in range(TURNS + 1):
+            begin = time.perf_counter()
+            product(packed, x)
+            between = time.perf_counter()
+            x @ packed.code().T
+            times.append((between - begin, time.perf_counter() - between))
+        ours, theirs = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        yield {"name": f"2-bit vectors of 4 in {SIDE} x {SIDE} times x, batch {batch}, against decode and multiply", "ours": 1e3 * ours,
+               "peer": 1e3 * theirs, "unit": "ms", "ratio": theirs / ours, "n": TURNS, "target": ">= 1", "met": ours <= theirs}
 
 
 def whole() -> Iterable[dict]:

@@ -22,19 +22,7 @@ FEW = 30  # up to here each point gets its marker
 
 
 class LiveFigure(go.FigureWidget):
-    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made.
-
-    And one that takes the width of its place: plotly measures it before it is there.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.observe(self._measure_again, names="_view_count")
-
-    def _measure_again(self, change: Any) -> None:
-        if (change["new"] or 0) > (change["old"] or 0) and self.layout.autosize:
-            self.layout.autosize = False
-            self.layout.autosize = True
+    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made."""
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         state = super().get_state(key, drop_defaults)
@@ -61,6 +49,7 @@ class Board:
                                 tooltip="ended runs that differ in the seed alone become one mean with its 95 % interval")
         self.energy = EnergyPicker(self.refresh)
         self.figure = LiveFigure(layout=curves.layout())
+        self.figure.observe(self._on_view, names="_view_count")
         self.figure._config = {"displaylogo": False, "responsive": True}
         self.table = w.HTML()
         self.table.add_class("wb-table")
@@ -112,6 +101,12 @@ class Board:
             self._picked = self._picked or change["owner"] is self.metric
             self.refresh()
 
+    def _on_view(self, change: Any) -> None:
+        """Have the figure measured anew once it is on a page: plotly did so before it had a place there. Its height is the theme's."""
+        if (change["new"] or 0) > (change["old"] or 0):
+            self.figure.layout.autosize = False
+            self.figure.layout.autosize = True
+
     def _on_clear(self, _: Any) -> None:
         self.session.clear()
         self.refresh()
@@ -145,26 +140,20 @@ class Board:
                 self._drawn[""] = axes
 
     def _exchange(self, shown: list[curves.Line], there: dict[str, Any], news: dict[str, Any]) -> None:
-        """Have the traces of ``shown`` in their order: those that are there are kept as they are where the new ones follow them.
+        """Have the traces of ``shown`` instead of those that are there.
 
-        A trace joins with all that it shows: a page is not yet done with adding one when the next message changes it.
+        All are made anew, each with all that it shows: a page that was loaded again does not hear of one more trace beside those that it
+        found, and one that is still adding traces loses those that the next message changes.
         """
-        ids = [line.id for line in shown]
-        kept = [id for id in there if id in ids]
-        if kept != ids[:len(kept)] or any(line.part != "line" for line in shown):
-            kept = []  # the order is another one, or a band fills what lies between its two neighbours
-        looks = {id: t.visible for id, t in there.items()}
-        if kept != [*there]:
-            self.figure.data = [there[id] for id in kept]
-        if added := [line for line in shown if line.id not in kept]:
-            for line in added:
-                if line.id not in news:
-                    old = there[line.id]
-                    news[line.id] = {"x": old.x, "y": old.y, "name": old.name, "mode": old.mode}
-            self.figure.add_traces([go.Scatter(**{**curves.traces(line), **news[line.id]}, visible=looks.get(line.id, True))
-                                    for line in added])
-            for line in added:
-                there.pop(line.id, None)  # drawn with all it has
+        made = []
+        for line in shown:
+            old = there.pop(line.id, None)
+            if line.id not in news:
+                news[line.id] = {"x": old.x, "y": old.y, "name": old.name, "mode": old.mode}
+            made.append(go.Scatter(**{**curves.traces(line), **news[line.id]}, visible=True if old is None else old.visible))
+        self.figure.data = []
+        if made:
+            self.figure.add_traces(made)
 
     # --- table ------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import ipywidgets as w
@@ -59,6 +61,8 @@ class Explorer:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         self.preview.begin()  # nobody reads a preview before the panel is shown
+        # bands and tables need it, and importing it takes seconds: nobody is to wait for that at a click
+        threading.Thread(target=import_module, args=("scipy.stats",), name="statistics", daemon=True).start()
         return self.box._repr_mimebundle_(**kwargs)
 
     @property

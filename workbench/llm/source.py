@@ -17,7 +17,6 @@ from tracking.errors import UserError
 from workbench.llm.architecture import Layout, tied_names
 from workbench.llm.storage import checksum, libraries
 
-
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 """Types of safetensors that a model's weights have."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tracking.figures import label_places, layout, text
+from tracking.figures import layout, text
 from tracking.metrics import metric as declared
 from tracking.styles import INK, style_of
 from workbench.decoupled import EventLine, ReplayBuffer, Tandem
@@ -60,32 +60,29 @@ def against(points: Iterable[tuple[float, Group, str]], quantity: str, metric: s
 
     Points of a method are joined in the order of their values.
     """
-    import math
-
     import plotly.graph_objects as go
 
     points = sorted(points, key=lambda p: p[0])
-    means = [g.mean(metric) for _, g, _ in points]
-    scaled = [math.log(x) if log_x else x for x, _, _ in points]
-    places = label_places(_unit(scaled), _unit([m.mean for m in means]), [label for _, _, label in points])
+    means, known = [g.mean(metric) for _, g, _ in points], declared(metric)
     figure, styles = go.Figure(), style_of([g.method for _, g, _ in points])
     for method, style in styles.items():
         own = [i for i, (_, g, _) in enumerate(points) if g.method == method]
+        half = [means[i].half_width for i in own]
+        # an interval of accuracies ends at 1
+        up, down = ([min(h, room) if known.unit == "fraction" else h for h, room in zip(half, rooms, strict=True)]
+                    for rooms in ([1 - means[i].mean for i in own], [means[i].mean for i in own]))
         figure.add_trace(go.Scatter(
             x=[points[i][0] for i in own], y=[means[i].mean for i in own], mode="lines+markers+text", name=text(method),
-            text=[text(points[i][2]) for i in own], textposition=[places[i] for i in own],
-            error_y={"type": "data", "array": [means[i].half_width for i in own], "thickness": 1.5, "width": 5, "color": style.colour},
+            text=[text(points[i][2]) for i in own],
+            textposition=["top left" if i + 1 == len(points) else "top right" for i in own],  # beside the bars, inside the frame
+            error_y={"type": "data", "array": up, "arrayminus": down, "thickness": 1.5, "width": 5, "color": style.colour},
             line={"color": style.colour, "dash": style.dash, "width": 2}, marker={"symbol": style.marker, "size": 10}))
-    caption = f"{declared(metric).description.capitalize()} ({metric}) against {quantity}. Bars: 95 % Student t interval over the seeds."
+    caption = (f"{known.description.capitalize()} ({metric}) against {quantity}. Bars: 95 % Student t interval over the seeds"
+               f"{', cut at 0 and 1' if known.unit == 'fraction' else ''}.")
     figure.update_layout(layout(title, note or f"n = {min(len(g.runs) for _, g, _ in points)} seeds", caption, len(styles)))
-    figure.update_xaxes(title_text=text(quantity), type="log" if log_x else "linear")
-    return figure.update_yaxes(title_text=text(declared(metric).label))
-
-
-def _unit(values: Sequence[float]) -> list[float]:
-    """Moved and scaled into [0, 1]."""
-    low, high = min(values), max(values)
-    return [(v - low) / ((high - low) or 1) for v in values]
+    ticks = sorted({x for x, _, _ in points})
+    figure.update_xaxes(title_text=text(quantity), type="log" if log_x else "linear", tickvals=ticks, ticktext=[f"{x:.3g}" for x in ticks])
+    return figure.update_yaxes(title_text=text(known.label))
 
 
 def compression(vq: Comparison) -> list[tuple[float, Group, str]]:

@@ -44,6 +44,8 @@ class CompressionParams(Params):
     sequences: int = Field(32, ge=1, le=100_000, description="sequences of the training text that calibration and "
                                                              "tuning draw")
     length: int = Field(0, ge=0, le=65_536, description="tokens of such a sequence; 0 = the task's window")
+    output_errors: bool = Field(
+        False, description="run the calibration sequences through every block even if the method needs no data, to report output errors")
     block_steps: int = Field(0, ge=0, le=100_000, description="tuning steps of each block to the uncompressed block's "
                                                               "outputs; 0 = none")
     block_lr: float = Field(1e-3, gt=0, le=1, description="learning rate of these")
@@ -64,13 +66,14 @@ class CompressionParams(Params):
 class CompressionState:
     """Matrices as they would be stored, the calibration stream at the block now worked on, and the tuning's memory."""
 
-    order: torch.Generator
+    order: torch.Generator | None
+    """Of end-to-end tuning; ``None`` when there is none."""
     ids: Tensor
     """Calibration token ids (sequences, length)."""
     total: int
     """Matrices to compress."""
     hidden: Tensor | None = None
-    """Hidden states of the calibration sequences at the entrance of the present block."""
+    """Hidden states of the calibration sequences at the entrance of the present block; ``None`` when nobody asks for them."""
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the present block, by matrix."""
     fisher: dict[str, Tensor] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Compression(Method):
 
     Params = CompressionParams
     params: CompressionParams
+    _plan: Mapping[str, Callable[..., Packed]] | None = None
 
     def quantiser(self, task: LanguageTask, ctx: Context) -> Callable[..., Packed]:
         """What compresses one matrix: see :class:`workbench.llm.matrix.Quantiser`. One with ``plan`` is asked for a
@@ -102,11 +106,12 @@ class Compression(Method):
         p = self.params
         ids = task.calibration(p.sequences, p.length or task.window, ctx.generator("calibration", cpu=True)).to(ctx.device)
         model, layout = self._reference(task)
-        state = CompressionState(order=ctx.generator("order", cpu=True), ids=ids, total=len(layout.matrices))
-        quantiser = self.quantiser(task, ctx)
-        if "fisher" in quantiser.needs:
+        state = CompressionState(order=ctx.generator("order", cpu=True) if p.steps else None, ids=ids, total=len(layout.matrices))
+        needs = self.quantiser(task, ctx).needs
+        if "fisher" in needs:
             state.fisher = fisher(model, layout.matrices, ids)
-        state.hidden = Stream.at_entrance(model, layout, ids).hidden
+        if needs or p.block_steps or p.output_errors:
+            state.hidden = Stream.at_entrance(model, layout, ids).hidden
         return state
 
     def _reference(self, task: LanguageTask) -> tuple[nn.Module, Layout]:
@@ -127,16 +132,16 @@ class Compression(Method):
         name = layout.matrices[len(state.packed)]
         index = next(i for i, names in enumerate(layout.names) if name in names)
         block, prefix = layout.blocks(model)[index], f"{layout.prefix}.{index}."
-        if name == layout.names[index][0]:
+        if state.hidden is not None and name == layout.names[index][0]:
             linears = {n: model.get_submodule(n) for n in layout.names[index]}
             found = self._stream(state, model, layout).statistics(block, linears, ctx.seed)
             state.statistics = {n: dict(vars(s)) for n, s in found.items()}
-        stats = LayerStatistics(**{**state.statistics[name], "fisher": state.fisher.get(name)})
+        stats = LayerStatistics(**{**state.statistics[name], "fisher": state.fisher.get(name)}) if state.statistics else None
         weight = model.get_submodule(name).weight
         packed = self._finish(weight, quantise(name, weight, self._chosen(name, model, layout, task, ctx), stats, ctx.seed))
         state.packed[name] = plain(packed)
         report = judge(name, weight, packed, stats)
-        if name == layout.names[index][-1]:
+        if state.hidden is not None and name == layout.names[index][-1]:
             self._end_block(state, block, prefix, layout.names[index], self._stream(state, model, layout), ctx, index)
         errors = {"train/weight_error": report.error, "train/output_error": report.weighted_error}
         figures = {k: v for k, v in errors.items() if v is not None and not math.isnan(v)}
@@ -180,7 +185,7 @@ class Compression(Method):
         quantiser, budget = self.quantiser(task, ctx), getattr(self.params, "budget", 0)
         if not budget:
             return quantiser
-        if getattr(self, "_plan", None) is None:
+        if self._plan is None:
             self._plan = quantiser.plan(((n, model.get_submodule(n).weight.detach().float()) for n in layout.matrices), budget)
         return self._plan[name]
 
@@ -219,7 +224,8 @@ class Compression(Method):
             return []
         count = sum(m.shape[0] * m.shape[1] for m in matrices)
         spent = {term: sum(m.bits().get(term, 0) for m in matrices) / count for term in TERMS}
-        return [View("Bits a weight by what they are spent on", "bars", {term: bits for term, bits in spent.items() if bits},
+        return [View("Bits a weight by what they are spent "
+                     "on", "bars", {term: bits for term, bits in spent.items() if bits},
                      y="stored bits a weight", note=f"{len(matrices)} of {state.total} matrices.")]
 
     def evaluation_due(self, state: CompressionState) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tracking.figures import layout, style_of, text
 from tracking.metrics import metric
+from tracking.styles import INK
 from workbench.studies.reallm.settings import METHODS, REFERENCE
 
 if TYPE_CHECKING:
@@ -68,14 +69,15 @@ def pareto_figure(table: pandas.DataFrame, title: str, note: str = "") -> go.Fig
             marker={"symbol": styles[name].marker, "size": 9}, text=[f"{name}, {b} bits" for b in part["bits"]],
             error_y={"type": "data", "array": np.maximum(high - y, 0), "arrayminus": np.maximum(y - low, 0), "thickness": 1},
             hovertemplate="%{text}: %{x:.2f} bits a weight, perplexity %{y:.4~g}"))
-    reference = table[table["method"] == "uncompressed"]
+    reference = table[table["method"] == "uncompressed"]["perplexity"]
     if len(reference):
-        level = float(reference["perplexity"].iloc[0])
-        figure.add_hline(y=level, line={"dash": "dot"}, annotation_text=f"uncompressed {level:.4g}")
+        ends = [float(f(table.loc[table["method"] != "uncompressed", "total bits"])) for f in (min, max)]
+        figure.add_trace(go.Scatter(x=ends, y=[float(reference.iloc[0])] * 2, mode="lines", name="uncompressed, 16 bits",
+                                    line={"color": INK, "dash": "dot"}, hovertemplate="uncompressed: %{y:.4~g}"))
     caption = (f"{metric('eval/perplexity').description.capitalize()} against all bits stored for the compressed matrices, over their "
                "weights. A line joins the widths of a method; bars: 95 % interval of the mean loss over seeds. "
                f"Values above {WORST:.1e} are drawn there.")
-    figure.update_layout(layout(title, note, caption, len(methods)))
+    figure.update_layout(layout(title, note, caption, len(figure.data)))
     figure.update_xaxes(title_text="total bits a weight [bit]")
     figure.update_yaxes(title_text="perplexity", type="log", exponentformat="power")
     return figure

@@ -45,6 +45,7 @@ class Scale:
     length: int = 0
     layer_steps: int = 100
     tuning: dict[str, Any] = field(default_factory=dict)
+    """How it is tuned; on more text than calibration needs, for few sequences are soon learnt by heart."""
     dimensions: dict[int, int] = field(default_factory=lambda: dict(DIMENSIONS))
 
     def run(self, name: str, bits: int, **changes: Any) -> dict[str, Any]:
@@ -96,12 +97,12 @@ class Scale:
 
 
 TINY = Scale("pydoc/tiny_llama", {"pretrain_steps": 1000}, group_size=32, rank=2, code_bits=4, d=4, sequences=16,
-             tuning={"block_steps": 20, "steps": 100, "tune_lr": 2e-3, "report_every": 50}, dimensions=SMALL_DIMENSIONS)
+             tuning={"sequences": 128, "block_steps": 20, "steps": 100, "tune_lr": 2e-3, "report_every": 50}, dimensions=SMALL_DIMENSIONS)
 """The embedded model: every method in seconds."""
 SMOKE = replace(TINY, task_params={"hidden_size": 32, "pretrain_steps": 60, "test_size": 20}, group_size=16, sequences=4, layer_steps=10,
-                tuning={"block_steps": 2, "steps": 10, "tune_lr": 5e-3, "report_every": 10})
+                tuning={"sequences": 8, "block_steps": 2, "steps": 10, "tune_lr": 2e-3, "report_every": 10})
 REAL = Scale("wikitext2/smollm2-135m", {"window": 512, "test_size": 4}, sequences=8, length=256,
-             tuning={"block_steps": 20, "steps": 40, "tune_lr": 1e-4, "report_every": 20})
+             tuning={"sequences": 32, "block_steps": 20, "steps": 40, "tune_lr": 1e-4, "report_every": 20})
 """SmolLM2-135M on few windows, for two cores."""
 FULL = Scale("wikitext2/smollm2-135m", {"window": 2048, "test_size": 0}, sequences=128, length=1024, layer_steps=500,
              tuning={"block_steps": 100, "steps": 500, "tune_lr": 1e-4, "report_every": 50})
