@@ -22,6 +22,8 @@ class Wire:
 
     def __init__(self) -> None:
         self.bytes: dict[str, int] = {}
+        self.traits: set[str] = set()
+        """Every trait whose new value was sent, other than ``None``."""
 
     def take(self) -> dict[str, int]:
         """What was sent since the last call."""
@@ -37,6 +39,7 @@ def wire() -> Iterator[Wire]:
     class Counting(BaseComm):
         def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
             size = len(json.dumps(data, default=str)) + sum(memoryview(b).nbytes for b in buffers or ())
+            counted.traits |= {name for name, value in ((data or {}).get("state") or {}).items() if value is not None}
             counted.bytes[msg_type] = counted.bytes.get(msg_type, 0) + size
 
     comm.create_comm = Counting

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
+from tests.conftest import WAIT_S
 from tests.explorer_wire import made_run, shown, wire
 from workbench.explorer.board import Board
 from workbench.explorer.curves import ALL_POINTS
@@ -66,6 +69,34 @@ def test_fifty_runs_share_the_points_of_a_few(tmp_path, toy):
         at = np.searchsorted(0.01 * np.arange(1, 1001), np.asarray(mean.x) - 1e-9)
         np.testing.assert_allclose(mean.y, expected[at], rtol=1e-9)
         assert (np.asarray(low.y) < np.asarray(mean.y)).all()
+
+
+def test_what_is_drawn_is_sent_also_while_a_message_of_the_page_is_taken_in(tmp_path, toy):
+    """A trait that is set and set back while changes are held is sent by nobody: without a lock this trace would be lost."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict):
+        def __getitem__(self, key):
+            entered.set()
+            go_on.wait(WAIT_S)
+            return super().__getitem__(key)
+
+    with wire() as sent:
+        session = Session()
+        board = Board(session, 2000)
+        shown(session, [made_run(tmp_path, 1, 10)])
+        page = threading.Thread(target=lambda: board.figure.set_state(Slow(_js2py_pointsCallback=None)))
+        page.start()
+        assert entered.wait(WAIT_S)
+        sent.traits.clear()
+        drawing = threading.Thread(target=board.refresh)
+        drawing.start()
+        drawing.join(1.0)  # it waits for the message; one that did not wait would be done by now
+        go_on.set()
+        for thread in (page, drawing):
+            thread.join(WAIT_S)
+        assert "_py2js_addTraces" in sent.traits
+        assert len(board.figure.data) == 1
 
 
 def test_choosing_leaves_no_widgets_behind(ex):

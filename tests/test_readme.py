@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -37,7 +38,8 @@ def test_python_snippets_run(number, tmp_path, monkeypatch):
         snippet = snippet.replace("workbench.explore()", "print(workbench.explore())")
     script = tmp_path / "snippet.py"
     script.write_text(snippet)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=240)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240,
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})  # what a snippet writes, it writes there
     assert done.returncode == 0, done.stderr
 
 

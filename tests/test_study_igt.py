@@ -158,6 +158,17 @@ def test_what_orders_add_is_the_paired_difference_in_words():
     ]
 
 
+def test_learnt_filters_are_held_against_random_ones_split_by_split():
+    base = np.array([0.5, 0.6, 0.7])
+    learnt, drawn = (pandas.DataFrame({"split": range(3), "S1": base + d, "S0+S1": base}) for d in (0.0, 0.1))
+    drawn["S1"] += [0.0, 0.001, 0.002]
+    assert [c.verdict for c in paper.learning_claims({"g": learnt}, {"g": drawn})] == [claims.FAILS]
+    assert [c.verdict for c in paper.learning_claims({"g": drawn}, {"g": learnt})] == [claims.HOLDS]
+    row = paper.learning_table({"g": learnt}, {"g": drawn}).iloc[0]
+    assert (row["S1, learning"], row["S0+S1, learning"]) == ("hurts", "no difference seen")
+    assert row["S1, random [%]"].startswith("70.1 ± ")
+
+
 def test_scores_of_orders_come_from_the_transform_and_from_new_graphs_where_they_are_generated():
     frame = paper.order_scores(SMALL, splits=2)
     assert list(frame["split"]) == [0, 1]

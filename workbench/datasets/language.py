@@ -6,7 +6,6 @@ Windows are counted from the start of the test text; calibration and tuning draw
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any, ClassVar
 
@@ -140,8 +139,3 @@ def pretrained(folder: str, device: torch.device) -> tuple[nn.Module, Any]:
             tokenizer.model_max_length = int(1e30)  # a text is tokenised whole and cut afterwards: no warning about its length
             _loaded[key] = model.requires_grad_(False).to(device), tokenizer
         return _loaded[key]
-
-
-def uniform_loss(task: LanguageTask) -> float:
-    """Loss of a model that finds every token equally likely: what there is to lose."""
-    return math.log(task.vocab_size)

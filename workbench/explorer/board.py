@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import threading
 from copy import deepcopy
@@ -22,13 +23,24 @@ FEW = 30  # up to here each point gets its marker
 
 
 class LiveFigure(go.FigureWidget):
-    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made."""
+    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made.
+
+    And one that may be drawn by a thread. While a message from a page is taken in, traits tell of no change; plotly says what is to be
+    drawn by setting a trait and setting it back, which nobody would hear of then. So whoever draws holds ``lock``.
+    """
+
+    lock: Any = contextlib.nullcontext()
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        with self.lock:
+            super().set_state(sync_data)
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         state = super().get_state(key, drop_defaults)
         if key is None and hasattr(self, "_layout_obj"):  # all of it is asked for, and the figure is made
-            for name, now in (("_widget_data", self._data), ("_widget_layout", self._layout_obj._props)):
-                state[name] = self.trait_metadata(name, "to_json")(deepcopy(now), self)
+            with self.lock:  # or it is copied while it changes
+                for name, now in (("_widget_data", self._data), ("_widget_layout", self._layout_obj._props)):
+                    state[name] = self.trait_metadata(name, "to_json")(deepcopy(now), self)
         return state
 
 
@@ -50,6 +62,7 @@ class Board:
         self.energy = EnergyPicker(self.refresh)
         self.figure = LiveFigure(layout=curves.layout())
         self.figure.observe(self._on_view, names="_view_count")
+        self.figure.lock = self.lock
         self.figure._config = {"displaylogo": False, "responsive": True}
         self.table = w.HTML()
         self.table.add_class("wb-table")

@@ -67,7 +67,6 @@ CSS = """
 .wb .widget-tab > .widget-tab-contents { padding: 6px; }
 .wb .wb-field .widget-checkbox { height: 22px; }
 .wb .wb-curves { overflow: hidden; }
-.wb .wb-curves .js-plotly-plot { height: 400px; }
 .wb .js-plotly-plot text { fill: var(--wb-text) !important; }
 .wb .js-plotly-plot .gridlayer path { stroke: var(--wb-line) !important; stroke-opacity: 0.55; }
 .wb .js-plotly-plot .xlines-above, .wb .js-plotly-plot .ylines-above,

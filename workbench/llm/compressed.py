@@ -89,8 +89,7 @@ class Compressed:
         return (sum(self.bits().values()) + sum(row["bits"] for row in self.kept())) // 8
 
     def relative_error(self) -> float:
-        """||W - W'|| / ||W|| over all matrices is not known without W; this is the root mean square of the matrices'
-        own, by weights."""
+        """Root mean square of the matrices' relative Frobenius errors, each weighted by its number of weights."""
         rows = [r for r in self.reports.values() if not math.isnan(r.error)]
         count = sum(r.shape[0] * r.shape[1] for r in rows)
         return math.sqrt(sum(r.error**2 * r.shape[0] * r.shape[1] for r in rows) / count) if count else math.nan

@@ -141,8 +141,6 @@ class _Work:
                                 mark | {"reports": json.dumps([asdict(self.reports[n]) for n in names])}) if self.folder else {}
         if stream is not None:
             stream.advance(block)
-        if isinstance(self.source, Folder):
-            give_back()  # the block's weights: many allocations, which the C library would keep
         return facts
 
     def _matrices(self, block: nn.Module, prefix: str, names: tuple[str, ...], stream: Stream | None, squares: dict[str, Tensor],
@@ -165,6 +163,8 @@ class _Work:
                 report.seconds = time.perf_counter() - started
                 found[name] = packed, report
                 self._keep(name, packed, report, mark)
+                if isinstance(self.source, Folder):
+                    give_back()  # a quantiser leaves many small allocations behind, which the C library would keep
             packed, self.reports[name] = found[name]
             replace(block, name.removeprefix(prefix), packed)
             if self.progress is not None:

@@ -124,10 +124,6 @@ class Packed:
         """Bits a weight without low rank and magnitude."""
         return sum(b for term, b in self.bits().items() if term not in HIGH_PRECISION) / (self.shape[0] * self.shape[1])
 
-    def to(self, device: torch.device | str) -> Packed:
-        """The same on another device."""
-        return Packed(self.format, self.shape, {name: t.to(device) for name, t in self.tensors.items()}, dict(self.meta))
-
 
 def combine(code: Tensor, a: Tensor | None, b: Tensor | None, magnitude: Tensor | None) -> Tensor:
     """``m ⊙ row-normalised(Q + B A)`` in float32, differentiable in a, b and m, the norm held fixed as in DoRA

@@ -74,7 +74,7 @@ def against(points: Iterable[tuple[float, Group, str]], quantity: str, metric: s
         figure.add_trace(go.Scatter(
             x=[points[i][0] for i in own], y=[means[i].mean for i in own], mode="lines+markers+text", name=text(method),
             text=[text(points[i][2]) for i in own],
-            textposition=["top left" if i + 1 == len(points) else "top right" for i in own],  # beside the bars, inside the frame
+            textposition=["bottom left" if i + 1 == len(points) else "top right" for i in own],  # beside the bars, inside the frame
             error_y={"type": "data", "array": up, "arrayminus": down, "thickness": 1.5, "width": 5, "color": style.colour},
             line={"color": style.colour, "dash": style.dash, "width": 2}, marker={"symbol": style.marker, "size": 10}))
     caption = (f"{known.description.capitalize()} ({metric}) against {quantity}. Bars: 95 % Student t interval over the seeds"

@@ -26,7 +26,7 @@ class ReALLMCompression(Compression):
     kinds = ("language_model",)
     example: ClassVar[dict[str, Any]] = {
         "task": "pydoc/tiny_llama",
-        "params": {"bits": 1, "dim": 2, "rank": 1, "turns": 1, "magnitude": True, "steps": 40, "tune_lr": 1e-2}}
+        "params": {"bits": 2, "dim": 2, "rank": 4, "turns": 3}}
 
     class Params(Compression.Params):
         bits: int = Field(2, ge=1, le=8, description="bits of an index for each weight (b)")
