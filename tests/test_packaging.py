@@ -125,6 +125,7 @@ def test_what_is_imported_is_declared():
         "nbconvert": "jupyterlab",
         "ray": "flwr",
         "llvmlite": "numba",
+        "mistune": "jupyterlab",
         "comm": "ipywidgets",
         "huggingface_hub": "transformers",
         "tokenizers": "transformers",
