@@ -99,7 +99,6 @@ class HQQCompression(Compression):
     """Zero points that make a robust norm of the weights' error small; no data are needed."""
 
     id, title, family = "hqq", "HQQ", "compression"
-    paper = "https://mobiusml.github.io/hqq_blog/"
     kinds = ("language_model",)
     example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2}}
 

@@ -23,6 +23,7 @@ from workbench.federation.partition import Partition, partition
 from workbench.federation.trace import Trace
 from workbench.method import Context, Method, Progress, View, derive_seed
 from workbench.methods.federated._aggregator import Aggregator, Work
+from workbench.methods.federated._clients import client_views
 from workbench.methods.federated._exchange import Groups, Layout, download, upload
 from workbench.methods.federated._local import Job, Samples, draws
 from workbench.methods.federated._local_askew import LocalAskewSGD
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 MAX_WAVE = 256
 """Contacts trained before their turn, at most: models held for it."""
-MAX_SHOWN = 60
-"""Clients of a time line, at most: beyond, the marks run into each other."""
 
 
 class FederatedTraining(Method):
@@ -131,19 +130,7 @@ class FederatedTraining(Method):
 
     def views(self, state: FederatedState, task: SupervisedTask) -> list[View]:
         """Who delivered when, and how much each client has contributed so far."""
-        trace, done = self.schedule, int(self.schedule.offsets[state.step])
-        client, shown = trace.client[:done], min(trace.n, MAX_SHOWN)
-        when = np.repeat(trace.time[:state.step], np.diff(trace.offsets[:state.step + 1]))
-        groups = {kind: (when[part], client[part]) for kind, part in (
-            ("work from the newest model", (trace.staleness[:done] == 0) & (client < shown)),
-            ("work from an older model", (trace.staleness[:done] > 0) & (client < shown))) if part.any()}
-        work = np.bincount(client, weights=trace.steps[:done], minlength=trace.n)
-        first = f" The first {shown} of {trace.n} clients." if shown < trace.n else ""
-        steps = "gradient steps delivered so far"
-        each = (View("Gradient steps of each client", "bars", dict(enumerate(work.tolist())), x="client", y=steps) if trace.n <= MAX_SHOWN
-                else View("Gradient steps of each client", "histogram", {"clients": work}, x=steps))
-        line = View("Time line of the clients", "points", groups, x="virtual time", y="client", note=f"A mark is a delivery.{first}")
-        return [line, each]
+        return client_views(self.schedule, state.step)
 
     def train(self, request: Request, ctx: Context) -> Tensor:
         """Do the local training that a step asks for; each row's mean loss."""

@@ -18,7 +18,7 @@ class Node2Vec(WalkEmbedding):
     """Vectors that predict which nodes a walk with a memory of one step meets near a node."""
 
     id = "node2vec"
-    title = "node2vec"
+    title = "Node2Vec"
     family = "graphs"
     paper = "arXiv:1607.00653"
     kinds = ("node_classification",)
