@@ -119,9 +119,35 @@ def loops() -> list[Row]:
     wide = Race("perceptron 784-32-10, batch 128", mnist, (1, 28, 28), clients=20, steps=9, batch=128)
     deep = Race("ResNet-20, 3x32x32, batch 16", large, (3, 32, 32), clients=4, steps=2, batch=16)
     return [
-        small.on_one_core(5), wide.on_one_core(None), products(wide, 128), wide.on_all_cores(5), deep.on_one_core(None),
+        small.on_one_core(5), wide.on_one_core(None), products(wide, 128), wide.on_all_cores(5), deep.on_one_core(None), passes(deep),
         deep.on_all_cores(1.5),
     ]
+
+
+def passes(race: Race) -> Row:
+    """What a step of a convolutional network cannot do without: the kernels of its forward and backward passes, for every client apart.
+
+    Vmapped over clients they are slower on a CPU, so their share of the loop's step bounds what anything on one core can gain.
+    """
+    module, own = race.modules[0], torch.from_numpy(race.samples[0])
+    weights = list(module.parameters())
+
+    def both() -> None:
+        for index in own:
+            inputs, labels = race.take(index)
+            torch.autograd.grad(F.cross_entropy(module(inputs), labels), weights)
+
+    with threads(1):
+        times = [(clock(both) / len(own), clock(race.loop) / race.total) for _ in range(TURNS)]
+    bare, whole = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+    return {
+        "name": f"forward and backward passes alone, {race.name}, against a step of the loop, one core: largest ratio there is",
+        "ours": bare,
+        "peer": whole,
+        "unit": "ms",
+        "ratio": whole / bare,
+        "n": TURNS,
+    }
 
 
 def products(race: Race, batch: int) -> Row:

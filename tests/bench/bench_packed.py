@@ -25,7 +25,7 @@ from workbench.boolean.packed import PackedConv2d, PackedLinear, export, pack, w
 from workbench.boolean.packed.backends import pack_maps, pack_rows
 from workbench.datasets.models import vgg_small
 
-TURNS = 15
+TURNS, SPIN = 15, 0.25
 SIDE = 4096
 DEPTH = 8
 """Layers gone through in turn: 16 MiB of packed weights, more than a core keeps."""
@@ -42,12 +42,14 @@ def main() -> list[dict]:
 def turns(ours: Callable, peer: Callable, n: int = TURNS, calls: int = 1) -> tuple[float, float]:
     """Median seconds of a call of each, ``calls`` calls of one after as many of the other, ``n`` times.
 
-    The first call of a turn is not timed: in it the other side's idle threads may still spin on the cores.
+    The first call of a turn is not timed, and each side begins when the other's idle threads have ceased to spin: OpenMP's go on for
+    up to 200 ms after a product of PyTorch's, on a core that may share its units with ours.
     """
     times: list[tuple[float, float]] = []
     for _ in range(n):
         turn = []
         for side in (ours, peer):
+            time.sleep(SPIN)
             side()
             begin = time.perf_counter()
             for _ in range(calls):
