@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
-# a GPU node: any Python that has torch, numpy, pandas, pydantic and filelock
+# a GPU node: any Python that has torch, numpy, pandas, pydantic and filelock. More arguments: python -m tests.gpu --help
 NODE_PYTHON ?= $(PYTHON)
 NODE_BUDGET_S ?= 1200
+NODE_ARGUMENTS ?= --studies askewsgd
 # processes that share the tests, a file at a time
 TEST_PROCESSES ?= 2
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -49,7 +50,7 @@ docs: $(INSTALLED)  ## offline pages: executed studies, every method, how to add
 	@$(BIN)/python -m workbench.docs
 
 gpu:  ## on a CUDA machine: every method against the CPU, then full studies inside a time budget
-	@$(NODE_PYTHON) -m tests.gpu --budget-s $(NODE_BUDGET_S)
+	@$(NODE_PYTHON) -m tests.gpu --budget-s $(NODE_BUDGET_S) $(NODE_ARGUMENTS)
 
 clean:  ## remove the virtual environment (runs stay)
 	@rm -rf $(VENV)

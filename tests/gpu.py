@@ -1,130 +1,163 @@
-"""``make gpu``: every method on CUDA against the CPU, then the full AskewSGD study inside a time budget.
+"""``make gpu``: every method on CUDA against the CPU, then studies at their full size inside a time budget.
 
-Needs what a compute node has: torch, numpy, pandas, pydantic, filelock, and CIFAR-10 as ``cifar10.npz`` in ``$WORKBENCH_DATA``
-(`workbench data fetch cifar10 --to DIR` writes it). Figures go to ``tracking/results/askewsgd/<hardware>.json``.
+Needs what a compute node has (torch, numpy, pandas, pydantic, filelock), what the methods and studies asked for need besides, and their
+data in ``$WORKBENCH_DATA``. Figures go to ``tracking/results/<study>/<hardware>.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 
 from tracking import journal
 from tracking.errors import UserError
+from tracking.metrics import METRICS
 from tracking.results import keep
 from workbench import registry
+from workbench.grouping import group, short
 from workbench.provenance import hardware, record
-from workbench.runs import Run, RunFailed, run
+from workbench.runs import Run, run
+from workbench.studies import full
+from workbench.sweeps import sweep
 
 # Both devices see the same batches and the same initial weights, so the first report differs by rounding alone: float32 products
 # over at most 512 inputs have relative error below 512 * 6e-8 = 3e-5; normalisation layers and a few steps may enlarge it tenfold or so.
 FIRST_LOSS_RTOL = 5e-3
-# Later the trajectories part (training is chaotic, and noise comes from each device's own generator); quality must agree
-# as that of two seeds does.
+# Later the trajectories part: training is chaotic, and noise (dropout, augmentation, stochastic rounding) comes from each device's own
+# generator. Then one seed on one device is as another seed on the other.
 ACCURACY_ATOL = 0.06
+SEEDS = 5
+NOISY = ("dropout", "drop_edges_1", "rounding", "stochastic")  # what draws on the device from the first batch on
+NOISY_METHODS = ("luq", "bgrl", "grace", "vgae", "dgi")
 
 
-def check_methods() -> list[str]:
-    """Run every method's example on both devices; returns what disagrees."""
+# --- methods ------------------------------------------------------------------------------------------------
+
+
+def check_methods(only: list[str], jobs: int) -> list[str]:
+    """Run the example of every method (or of those named) on both devices, ``jobs`` processes at a time; returns what disagrees."""
     wrong = []
-    for id, entry in registry.methods().items():
-        example = entry.literals.get("example", {"task": "digits/mlp", "params": {}})
-        params = {**example["params"]}
-        if "report_every" in registry.load_method(id).Params.model_fields:
-            params["report_every"] = 1
-        try:
-            cpu, cuda = (run(id, example["task"], params, device=device, tracking="off", progress=False, fresh=True)
-                         for device in ("cpu", "cuda"))
-        except Exception as error:
-            wrong.append(f"{id}: {error}")
-            continue
-        wrong += [f"{id}: {text}" for text in differences(cpu, cuda)]
-        print(f"{id:16s} cpu {summary(cpu)}   cuda {summary(cuda)}", flush=True)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for id, text, found in pool.map(check_method, only or list(registry.methods())):
+            print(f"{id:22s} {text}", flush=True)
+            wrong += [f"{id}: {line}" for line in found]
     return wrong
 
 
+def check_method(id: str) -> tuple[str, str, list[str]]:
+    """One method's example on both devices: its id, what to print, and what disagrees."""
+    try:
+        cpu, cuda = (example(id, device) for device in ("cpu", "cuda"))
+        found = differences(cpu, cuda)
+        if far(cpu, cuda):
+            found += apart(id, cpu, cuda)
+    except Exception as error:
+        return id, "failed", [f"{type(error).__name__}: {error}"]
+    return id, f"cpu {summary(cpu)}   cuda {summary(cuda)}", found
+
+
+def example(id: str, device: str, seed: int = 0) -> Run:
+    given = registry.methods()[id].literals.get("example", {"task": "digits/mlp", "params": {}})
+    params = {**given["params"]}
+    if "report_every" in registry.load_method(id).Params.model_fields:
+        params["report_every"] = 1
+    return run(id, given["task"], params, device=device, seed=seed, threads=2, tracking="off", progress=False, fresh=True)
+
+
 def differences(cpu: Run, cuda: Run) -> list[str]:
-    """Where two runs of one spec on two devices differ by more than argued."""
-    found = []
+    """Where two runs of one spec on two devices differ although rounding alone tells them apart."""
+    found, params = [], cpu.spec["params"]
     first = [next(iter(journal.read(r.folder.journal_path))).values for r in (cpu, cuda)]
-    if "train/loss" in first[0]:
+    noisy = cpu.spec["method"] in NOISY_METHODS or any(params.get(name) not in (None, 0, 0.0, False, "deterministic") for name in NOISY)
+    if "train/loss" in first[0] and not noisy:
         a, b = (f["train/loss"] for f in first)
-        # methods that draw noise on the device differ from the first batch on
-        noisy = any(word in str(cpu.spec["params"].values()) for word in ("stochastic",)) or cpu.spec["method"] == "luq"
-        if abs(a - b) > FIRST_LOSS_RTOL * abs(a) and not noisy:
+        if abs(a - b) > FIRST_LOSS_RTOL * abs(a):
             found.append(f"first loss {a:.6g} on the CPU, {b:.6g} on CUDA")
-    a, b = cpu.metrics.get("eval/accuracy"), cuda.metrics.get("eval/accuracy")
-    if a is not None and abs(a - b) > ACCURACY_ATOL:
-        found.append(f"accuracy {a:.4f} on the CPU, {b:.4f} on CUDA")
-    if cpu.metrics.keys() - {"energy/cpu_j", "energy/gpu_j"} != cuda.metrics.keys() - {"energy/cpu_j", "energy/gpu_j"}:
-        found.append(f"different metrics: {sorted(cpu.metrics.keys() ^ cuda.metrics.keys())}")
+    measured = {name for r in (cpu, cuda) for name in r.metrics if name.startswith("energy/") and "modelled" not in name}
+    if odd := (cpu.metrics.keys() ^ cuda.metrics.keys()) - measured:
+        found.append(f"different metrics: {sorted(odd)}")
     return found
+
+
+def far(cpu: Run, cuda: Run) -> bool:
+    a, b = (r.metrics.get("eval/accuracy") for r in (cpu, cuda))
+    return a is not None and abs(a - b) > ACCURACY_ATOL
+
+
+def apart(id: str, cpu: Run, cuda: Run) -> list[str]:
+    """Whether accuracies over some seeds have different means, by three standard errors of the difference."""
+    both = [[first.metrics["eval/accuracy"], *(example(id, device, seed).metrics["eval/accuracy"] for seed in range(1, SEEDS))]
+            for device, first in (("cpu", cpu), ("cuda", cuda))]
+    means = [statistics.fmean(values) for values in both]
+    error = (sum(statistics.variance(values) for values in both) / SEEDS) ** 0.5
+    if abs(means[0] - means[1]) <= 3 * error:
+        return []
+    return [f"accuracy {means[0]:.4f} on the CPU, {means[1]:.4f} on CUDA; standard error of the difference {error:.4f}, n = {SEEDS}"]
 
 
 def summary(r: Run) -> str:
     m = r.metrics
-    return f"accuracy {m.get('eval/accuracy', float('nan')):.4f} wall {m['clock/wall_s']:.2f} s"
+    quality = next((f"{name.split('/')[1]} {m[name]:.4f}" for name in ("eval/accuracy", "eval/loss", "train/loss") if name in m), "")
+    return f"{quality} wall {m['clock/wall_s']:.2f} s"
 
 
-def full_study(budget_s: float) -> list[str]:
-    """As many seeds of the full W1/A32 table as the budget allows, all methods before the next seed; returns what failed.
+# --- studies ------------------------------------------------------------------------------------------------
 
-    A run starts when the longest one so far would still fit, so at least one is made, however small the budget.
+
+def full_study(study: str, seeds: int, workers: int, budget_s: float) -> list[str]:
+    """The study's runs at full size, all at one seed before the next, ``workers`` side by side; returns what failed.
+
+    What is not done when the budget is spent is stopped; asked for again, it goes on from there.
     """
-    from workbench.studies.askewsgd import w1a32
-
-    begin, ended, failed, longest = time.monotonic(), [], [], 0.0
-    for seed in range(5):
-        for spec in w1a32("cifar10/vgg_small", 100, {}, paper_rates=True):
-            if longest and time.monotonic() - begin + longest > budget_s:
-                break
-            started = time.monotonic()
-            try:
-                ended.append(run(**spec, seed=seed, device="cuda", tracking="off"))
-                print(f"{ended[-1]} after {time.monotonic() - begin:.0f} s", flush=True)
-                write(ended)  # what is done is kept, whatever happens to the rest
-            except RunFailed as error:  # takes no other run down
-                failed.append(str(error))
-                print(f"FAILED {error}", file=sys.stderr, flush=True)
-            longest = max(longest, time.monotonic() - started)
-    return failed
+    runs = [{**spec, "seed": seed} for seed in range(seeds) for spec in full.RUNS[study]()]
+    tags = {"workbench.study": study, "workbench.profile": "full"}
+    done = sweep(runs, executor="processes", workers=workers, seconds=budget_s, device="cuda", tracking="off", progress=False, tags=tags)
+    for ended in done.runs:
+        print(f"{study}: {ended}", flush=True)
+    if finished := [r for r in done.runs if r.status == "finished"]:
+        print(f"kept in {write(study, finished, alone=workers == 1)}")
+    return [f"{study}: {job['method']} on {job['task']}, seed {job['seed']}: {reason}" for job, reason in done.failures]
 
 
-def write(ended: list[Run]) -> None:
-    """Figures by method, seed by seed, with provenance; nothing while no run has finished."""
+def write(study: str, runs: list[Run], alone: bool) -> Path:
+    """Figures by group of seeds with provenance. What depends on the machine is left out where runs shared it."""
     rows = []
-    for method in dict.fromkeys(r.spec["method"] for r in ended):
-        runs = [r for r in ended if r.spec["method"] == method and r.status == "finished"]
-        for name in ("eval/accuracy", "eval/accuracy_latent", "eval/accuracy_bn", "clock/wall_s", "energy/gpu_j", "memory/peak_bytes"):
-            values = [r.metrics[name] for r in runs if name in r.metrics]
-            if values:
-                rows.append({"quantity": "w1a32", "method": method, "metric": name, "mean": statistics.fmean(values), "values": values,
-                             "n": len(values), "profile": "full"})
-    if rows:
-        keep("askewsgd", hardware("cuda"), rows, record())
+    for g in group(runs)[0]:
+        where = ", ".join([g.task, *(f"{name} {short(g.facts[name])}" for name in ("epochs", "bits", "task.protocol") if name in g.facts)])
+        for name in sorted(g.metrics):
+            if name != "step" and (values := g.values(name)) and (alone or not METRICS[name].volatile) and all(map(math.isfinite, values)):
+                rows.append({"quantity": f"{g.label} ({where})", "method": g.method, "metric": name, "mean": statistics.fmean(values),
+                             "values": values, "n": len(values), "profile": "full"})
+    return keep(study, hardware("cuda"), rows, record())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget-s", type=float, default=1200.0,
-                        help="seconds for the full study, of which at least one run is made; 0 leaves it out")
+    parser.add_argument("--budget-s", type=float, default=1200.0, help="seconds for each of the full studies; 0 leaves them out")
+    parser.add_argument("--jobs", type=int, default=4, help="processes that check methods side by side")
+    parser.add_argument("--methods", default="", help="check only these, separated by commas; none: check none")
+    parser.add_argument("--studies", default="askewsgd", help=f"separated by commas, of {', '.join(full.RUNS)}")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the full studies, one after the other")
+    parser.add_argument("--workers", type=int, default=1, help="runs of a full study side by side; with more than one no time is kept")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("No CUDA device on this machine: nothing was checked. Run `make gpu` on a GPU machine.", file=sys.stderr)
         return 2
-    wrong = check_methods()
+    wrong = [] if args.methods == "none" else check_methods([m for m in args.methods.split(",") if m], args.jobs)
+    for study in args.studies.split(",") if args.budget_s else []:
+        try:
+            wrong += full_study(study, args.seeds, args.workers, args.budget_s)
+        except UserError as error:
+            wrong.append(f"the full study {study} was left out: {error}")
     for line in wrong:
         print(f"WRONG {line}", file=sys.stderr)
-    if args.budget_s:
-        try:
-            wrong += full_study(args.budget_s)
-        except UserError as error:
-            print(f"The full study was left out: {error}", file=sys.stderr)
-            return 1
     return 1 if wrong else 0
 
 

@@ -389,7 +389,7 @@ def test_every_unusable_source_of_this_machine_has_a_remedy():
 
 @pytest.mark.gpu
 def test_a_real_board():
-    """Work for six seconds: joules between 10 W and 1500 W, updates at least every 0.3 s, and more than at rest."""
+    """Work for six seconds: joules between 10 W and 1500 W, updates at least every 0.3 s where they can be counted, and more than at rest."""
     meter = EnergyMeter.on("cuda")
     a = torch.randn(4096, 4096, device="cuda")
     meter.measure_idle(6)
@@ -398,6 +398,7 @@ def test_a_real_board():
     if reading.joules is None:
         pytest.skip(reading.note)
     assert 10 < reading.mean_w < 1500
-    assert reading.n_updates >= reading.t_s / 0.3
+    if reading.n_updates is not None:  # a driver that answers slowly is looked at too seldom to count
+        assert reading.n_updates >= reading.t_s / 0.3
     assert reading.mean_w > reading.idle_w[0]
     assert work.steps > 10

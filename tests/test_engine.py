@@ -23,6 +23,7 @@ from tracking.folder import RunFolder
 from tracking.metrics import METRICS
 from workbench import checkpoint, engine
 from workbench.runs import Run, RunFailed, run
+from workbench.spec import cores, resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -330,7 +331,7 @@ def test_full_disk_fails_the_run_and_keeps_the_journal(toy):
     assert len(kept) >= 3
     assert RunFolder(folder).read_status()["status"] == "failed"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # the limit was the child's alone
-    assert go(params={"steps": 300}, threads=os.cpu_count()).status == "finished"  # with room again, it goes on
+    assert go(params={"steps": 300}, threads=cores()).status == "finished"  # with room again, it goes on
 
 
 def test_a_damaged_checkpoint_is_named(toy):
@@ -409,3 +410,14 @@ def test_an_ended_run_frees_its_data_at_once(monkeypatch):
         gc.enable()
     assert len(kept) == 2
     assert [ref() for ref in kept] == [None, None]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity to set on this system")
+def test_threads_are_those_that_the_process_may_use(toy):
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores() == resolve("toy", "toy").spec.threads == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cores() == len(allowed)

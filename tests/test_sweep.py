@@ -222,3 +222,17 @@ def test_an_interrupt_stops_the_run_under_way_and_it_resumes_later(toy, executor
     assert ended.status == "finished"
     assert seen[0] == reported + 1, "it goes on where it stopped"
     assert [step for step, _ in lasting(ended)] == list(range(1, 201))
+
+
+def test_a_sweep_stops_when_its_seconds_are_over(toy):
+    """A run that would take minutes is under way by then, and the other has not begun."""
+    long = {"method": "toy", "task": "toy", "params": {"steps": 30_000, "sleep_s": 0.01}}
+    result = sweep([long], seeds=2, device="cpu", seconds=1.0, **QUIET)
+    assert [(r.spec["seed"], r.status, r.reason) for r in result.runs] == [(0, "stopped", "the sweep's 1 s were over")]
+    assert not result.failures
+    assert len(lasting(result.runs[0])) < 30_000
+
+
+def test_the_seconds_of_a_sweep_are_checked(toy):
+    with pytest.raises(UserError, match="seconds = -1 is refused"):
+        sweep([GOOD], seconds=-1, **QUIET)

@@ -8,7 +8,7 @@ import shutil
 from importlib import metadata
 from typing import Any
 
-from tracking.address import home, tracking_uri
+from tracking.address import home, public_uri, tracking_uri
 from tracking.energy import probe
 from workbench import registry
 
@@ -25,7 +25,7 @@ def examine() -> list[dict[str, Any]]:
     rows += _devices() + _energy()
     rows.append({"check": "chromium", "state": "ok" if shutil.which("chromium") else "absent",
                  "detail": shutil.which("chromium") or "browser tests will skip"})
-    rows.append({"check": "tracking", "state": "ok", "detail": tracking_uri() or "off"})
+    rows.append({"check": "tracking", "state": "ok", "detail": public_uri(tracking_uri() or "off")})
     data = os.environ.get("WORKBENCH_DATA")
     state = "ok" if data and os.path.isdir(data) else "broken" if data else "absent"
     rows.append({"check": "WORKBENCH_DATA", "state": state,
@@ -71,7 +71,10 @@ def _folder() -> dict[str, str]:
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    rows = [{"check": "cpu", "state": "ok", "detail": f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"}]
+    from workbench.spec import cores
+
+    told = f"{os.cpu_count()} cores, {cores()} of them for this process, {torch.get_num_threads()} torch threads"
+    rows = [{"check": "cpu", "state": "ok", "detail": told}]
     if torch.cuda.is_available():
         rows += [{"check": f"cuda:{i}", "state": "ok", "detail": torch.cuda.get_device_name(i)} for i in range(torch.cuda.device_count())]
     else:

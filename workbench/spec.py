@@ -80,7 +80,7 @@ def resolve(
     :class:`tracking.errors.UserError` for an unknown name, a value out of range, or a method that does not run on the task.
     """
     method_entry, task_entry = registry.method_entry(method), registry.task_entry(task)
-    seed, threads = whole("seed", seed, 0), whole("threads", threads or os.cpu_count() or 1, 1)
+    seed, threads = whole("seed", seed, 0), whole("threads", threads or cores(), 1)
     caps = _budget(budget)
     method_cls, task_cls = registry.load_method(method), registry.load_task(task)
     p = parse(method_cls.Params, params, f"method {method!r}")
@@ -95,6 +95,11 @@ def resolve(
         code=registry.code_version(method_entry, task_entry),
     )
     return Job(spec, method_cls(p), the_task, device)
+
+
+def cores() -> int:
+    """CPU cores that this process may use: fewer than the machine has where a scheduler, or ``taskset``, has given it some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def whole(name: str, value: Any, least: int) -> int:

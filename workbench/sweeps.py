@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,7 @@ from tracking.errors import UserError, unknown
 from tracking.folder import RunFolder
 from workbench.control import Control, signals
 from workbench.runs import Run, RunHandle, run, runs_root
-from workbench.spec import resolve, whole
+from workbench.spec import cores, resolve, whole
 
 if TYPE_CHECKING:
     import pandas
@@ -72,6 +72,7 @@ def sweep(
     executor: Literal["local", "processes"] = "local",
     workers: int | None = None,
     progress: bool = True,
+    seconds: float | None = None,
     **common: Any,
 ) -> Sweep:
     """Run every dictionary of ``runs`` (the arguments of :func:`workbench.run`) for every seed.
@@ -82,22 +83,26 @@ def sweep(
 
     Args:
         seeds: a number of seeds (0, 1, …) or the seeds; ``None`` keeps each dictionary's own.
+        seconds: stop the sweep, as SIGINT does, when it has taken so long; ``None``: never.
         common: further arguments of :func:`workbench.run` for all (device, threads, tracking, experiment, …).
     """
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+        raise UserError(f"seconds = {seconds!r} is refused. Allowed: number, 0 < x, or None.")
     jobs = _expand(runs, seeds, common)
-    cores = os.cpu_count() or 1
-    workers = max(1, cores // 2) if workers is None else whole("workers", workers, 1)
+    workers = max(1, cores() // 2) if workers is None else whole("workers", workers, 1)
     if executor == "processes":
         for job in jobs:
             if job.get("threads") is None:
-                job["threads"] = max(1, cores // workers)
+                job["threads"] = max(1, cores() // workers)
     keys = [_check(job, executor) for job in jobs]  # all mistakes before any work
     once = {key: job for key, job in zip(keys, jobs, strict=True)}  # asked for twice is run once
     with _bar(len(once), progress) as bar:
         work = functools.partial(_processes, workers=workers) if executor == "processes" else _local
-        outcomes = dict(zip(once, work(list(once.values()), tick=bar.update), strict=True))
+        control = Control()
+        with signals(control), _alarm(control, seconds):
+            outcomes = dict(zip(once, work(list(once.values()), control, tick=bar.update), strict=True))
     result = Sweep()
     for key, job in zip(keys, jobs, strict=True):
         if isinstance(outcomes[key], Run):
@@ -130,23 +135,35 @@ Outcome = Run | str | None
 """A run that ended, why there is none, or ``None`` for one that a stop kept from starting."""
 
 
-def _local(jobs: list[dict[str, Any]], tick: Callable[[int], Any]) -> list[Outcome]:
+@contextlib.contextmanager
+def _alarm(control: Control, seconds: float | None) -> Iterator[None]:
+    """Turn the switch to stop when the time is up."""
+    timer = threading.Timer(seconds or 0.0, control.stop, [f"the sweep's {seconds:g} s were over" if seconds else ""])
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _local(jobs: list[dict[str, Any]], control: Control, tick: Callable[[int], Any]) -> list[Outcome]:
     """One after the other, here; the shipping of a run goes on beside the next one. A signal stops the run under way and ends the sweep."""
-    control, handles = Control(), []
-    with signals(control):
-        for job in jobs:
-            handle: RunHandle | str | None = None
-            if control.position != "stop":
-                try:
-                    handle = run(**job, wait=False)
-                except UserError as error:
-                    handle = str(error)
-                else:
-                    while not handle.computed.wait(0.05):
-                        if control.position == "stop":
-                            handle.control.stop(control.reason)
-            handles.append(handle)
-            tick(1)
+    handles = []
+    for job in jobs:
+        handle: RunHandle | str | None = None
+        if control.position != "stop":
+            try:
+                handle = run(**job, wait=False)
+            except UserError as error:
+                handle = str(error)
+            else:
+                while not handle.computed.wait(0.05):
+                    if control.position == "stop":
+                        handle.control.stop(control.reason)
+        handles.append(handle)
+        tick(1)
     return [_outcome(h) if isinstance(h, RunHandle) else h for h in handles]
 
 
@@ -158,10 +175,9 @@ def _outcome(handle: RunHandle) -> Outcome:
     return f"{ended.reason} (traceback: {ended.folder.error_path})" if ended.status == "failed" else ended
 
 
-def _processes(jobs: list[dict[str, Any]], workers: int, tick: Callable[[int], Any]) -> list[Outcome]:
+def _processes(jobs: list[dict[str, Any]], control: Control, workers: int, tick: Callable[[int], Any]) -> list[Outcome]:
     """Each run in a fresh interpreter: a crash, or a kill for memory, is that run's alone."""
-    control = Control()
-    with signals(control), ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(_child, job, control) for job in jobs]
         for future in as_completed(futures):
             future.result()

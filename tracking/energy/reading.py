@@ -21,8 +21,9 @@ class Reading:
 
     ``idle_w`` is the power at rest (before, after) the window; ``above_idle_j`` needs both, and a device nobody else was seen on.
     It stands beside ``joules``, never for it: who runs longer at low load pays for the idle power, too. ``n_updates`` is the number of
-    counter updates seen in the window (``None`` where they come too fast to be counted); ``rel_err`` the worst-case relative error of
-    resolution at steady power; ``shared`` whether other processes were on the device (``None``: cannot be told).
+    counter updates seen in the window (``None`` where they come too fast, or the counter answers too slowly, to be counted);
+    ``rel_err`` the worst-case relative error of resolution at steady power; ``shared`` whether other processes were on the device
+    (``None``: cannot be told).
     ``attributed`` marks a share by time of a longer window's joules, which has no error of its own.
     """
 
