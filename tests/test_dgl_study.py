@@ -163,14 +163,16 @@ class SmallRace(dgl_speed.Race):
 
     def dgl(self):
         line = {"updates": 20, "updates_per_s": 5.0, "busy_s": 3.0, "waited_s": 1.0, "utilisation": 0.75, "idle": 0.25,
-                "wire_sent_bytes": 100, "state_bytes": 10}
-        return [50.0, 70.0, 60.0], [line, line | {"wire_sent_bytes": 0}]
+                "wire_sent_bytes": 100, "state_bytes": 10, "seconds": 4.0, "cpu_s": 2.8, "phases_s": {"train": 3.0, "wait": 1.0},
+                "phases_cpu_s": {"train": 2.5, "wait": 0.1}}
+        warm = line | {"updates": 10, "seconds": 2.5, "cpu_s": 1.8, "phases_s": {"train": 2.0, "wait": 0.5}, "phases_cpu_s": {"train": 1.7}}
+        return [50.0, 70.0, 60.0], [[warm, line], [warm, line | {"wire_sent_bytes": 0, "cpu_s": 2.3}]]
 
 
 def test_measured_speed_stands_beside_the_models():
     race = SmallRace(width=0.1, batch_size=20, epochs=3, train_size=60, repeats=1)
     before = torch.get_num_threads()
-    speed, modules, rates = race.tables()
+    speed, modules, budget, rates = race.tables()
     assert torch.get_num_threads() == before
     assert [len(r) for r in rates.values()] == [2, 2, 3], "the first epoch is a warm-up"
     by = speed.set_index("what")
@@ -182,5 +184,12 @@ def test_measured_speed_stands_beside_the_models():
     assert by.loc["the same, by multiply-accumulates", "speed-up"] == pytest.approx(1 / max(local))
     assert modules["predicted"].max() == 1
     assert 0 < modules["predicted"].min() <= 1
-    assert by.loc["the same, by each module's own seconds", "samples/s"] > 0
+    assert by.loc["the same, by a processor's seconds for each module's step", "samples/s"] > 0
+    # ten updates behind the warm-up: 1.0 and 0.5 seconds of a processor, 0.8 and 0.8 of them the module's thread's training
+    assert modules["predicted"].tolist() == pytest.approx([1, 0.5])
+    first, second = budget.to_dict("records")
+    assert first == pytest.approx({
+        "module": 1, "feed [CPU ms]": 0, "decode [CPU ms]": 0, "train [CPU ms]": 80, "encode [CPU ms]": 0, "links [CPU ms]": 10,
+        "work without a processor [ms]": 20, "waited [ms]": 50, "record [ms]": 0, "update [ms]": 150})
+    assert second["links [CPU ms]"] == 0, "clocks of little resolution are no less than nothing"
     assert modules["idle"].tolist() == [0.25, 0.25]

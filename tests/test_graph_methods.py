@@ -18,7 +18,8 @@ from workbench import registry
 from workbench.graphs.clustering import adjusted_rand, kmeans
 from workbench.graphs.filters import project, random_filters, violation
 from workbench.graphs.igt import FilterSearch, InterferometricGraphTransform
-from workbench.graphs.probe import linear_probe, scale_blocks
+from workbench.graphs.probe import probe_blocks
+from workbench.graphs.scaling import directions
 from workbench.method import derive_seed
 from workbench.methods.graphs._supervised import NodeClassifier
 from workbench.methods.graphs.averaged_features import AveragedFeatures
@@ -124,11 +125,11 @@ def test_evaluation_is_the_probe_and_the_clustering_of_the_scaled_blocks(task, c
     ctx = context(2)
     method, state = trained(cls, task, ctx)
     found = method.evaluate(state, task, ctx)
-    scaled = scale_blocks(method.blocks(state, task, ctx))
-    probe = linear_probe(scaled, task.y, task.train_mask, task.val_mask, task.test_mask)
+    blocks = method.blocks(state, task, ctx)
+    probe = probe_blocks(blocks, task.y, task.train_mask, task.val_mask, task.test_mask)
     assert found["eval/accuracy"] == probe.test_accuracy
     assert (found["eval/val_accuracy"], found["eval/probe_c"]) == (probe.val_accuracy, probe.c)
-    clusters = kmeans(scaled, 2, restarts=10, seed=derive_seed(2, "kmeans"))
+    clusters = kmeans(directions(blocks), 2, restarts=10, seed=derive_seed(2, "kmeans"))
     assert found["eval/ari"] == adjusted_rand(task.y, clusters)
 
 

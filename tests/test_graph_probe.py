@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tracking.errors import UserError
 from workbench.graphs.clustering import adjusted_rand, kmeans, normalised_mutual_information
-from workbench.graphs.probe import C_GRID, linear_probe, scale_blocks
+from workbench.graphs.probe import C_GRID, linear_probe, probe_blocks
 from workbench.graphs.randomness import lent
+from workbench.graphs.scaling import SCALINGS, block_weights, directions, scale_blocks
 
 metrics = pytest.importorskip("sklearn.metrics")
 
@@ -120,16 +121,70 @@ def test_bad_input_is_named():
         linear_probe(x.log().mul(torch.nan), y, *masks)
 
 
-def test_blocks_are_scaled_as_wholes_by_their_spread():
-    a, b = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.ones(50, 2)
-    scaled = scale_blocks([7 * a + 40, b, a])
-    assert scaled.shape == (50, 8)
-    # float32 rounding of numbers of size 40 / 7
-    torch.testing.assert_close(
-        scaled[:, :3] - scaled[:, :3].mean(0), scaled[:, 5:] - scaled[:, 5:].mean(0), rtol=0, atol=1e-5
-    )
-    assert scaled[:, 5:].var(0, correction=0).mean().item() == pytest.approx(1, rel=1e-6)
-    assert torch.equal(scaled[:, 3:5], b), "constants stay"
+# --- scaling ------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_scaled_as_wholes_by_their_spread_or_their_root_mean_square():
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 3, generator=draw), torch.randn(50, 2, generator=draw)
+    for scaling in SCALINGS:
+        scaled = scale_blocks([7 * a + 40, b, a], scaling).double()
+        assert scaled.shape == (50, 8)
+        assert scaled.var(0, correction=0).mean().item() == pytest.approx(1, rel=1e-6), "the penalty's meaning stays"
+        first, second, third = (part - part.mean(0) * (scaling == "spread") for part in scaled.split([3, 2, 3], 1))
+        sizes = [part.square().mean().sqrt().item() for part in (first, second, third)]
+        assert sizes == pytest.approx([sizes[0]] * 3, rel=1e-5)  # float32 rounding of numbers of size 40
+    assert block_weights([a], "rms") == pytest.approx(block_weights([a], "spread"), rel=1e-12)
+    ones = torch.ones(50, 2)
+    assert torch.equal(scale_blocks([a, ones, 0 * a])[:, 3:5] * 0 + 1, torch.ones(50, 2)), "constants stay finite"
+    assert block_weights([ones, 0 * a], "spread") == [1.0, 1.0]
+    assert block_weights([3 * ones, 0 * a], "rms") == [pytest.approx(1 / 3), 1.0]
+    with pytest.raises(UserError, match="spread"):
+        block_weights([a], "spreed")
+
+
+@pytest.mark.parametrize("good", SCALINGS)
+def test_the_scaling_is_chosen_on_validation_nodes_and_its_weights_are_for_features_as_they_are(good):
+    """Of two blocks one has labels in it, the other noise. Which scaling is better depends on which of them has a mean."""
+    rng = np.random.default_rng(0)
+    n = 300
+    y = torch.arange(n) % 2
+    told = torch.from_numpy(rng.standard_normal((n, 4))) + 1.5 * y[:, None]
+    noise = torch.from_numpy(rng.standard_normal((n, 400)))
+    blocks = [told + 100, noise] if good == "spread" else [told, noise + 100]
+    masks = [torch.from_numpy(np.arange(n) // 2 % 3 == i) for i in range(3)]
+    probe = probe_blocks(blocks, y, *masks)
+    alone = {s: probe_blocks(blocks, y, *masks, scalings=(s,)) for s in SCALINGS}
+    assert probe.scaling == good
+    assert alone[good].val_accuracy > min(a.val_accuracy for a in alone.values())
+    assert (probe.c, probe.val_accuracy, probe.test_accuracy) == (
+        alone[good].c, alone[good].val_accuracy, alone[good].test_accuracy)  # fmt: skip
+    by_hand = linear_probe(scale_blocks(blocks, good), y, *masks)
+    assert by_hand.grid == probe.grid
+    found = probe.predict(torch.cat(blocks, 1))
+    assert (found == y)[masks[2]].double().mean().item() == probe.test_accuracy
+    assert probe_blocks(blocks[:1], y, *masks).grid == linear_probe(scale_blocks(blocks[:1]), y, *masks).grid
+
+
+def test_no_label_of_a_test_node_is_read_by_the_choice_of_scaling():
+    x, y, (train, val, test) = problem(90, 10, 3)
+    other = torch.where(test, (y + 1) % 3, y)
+    first, second = (probe_blocks([x, x.square()], labels, train, val, test) for labels in (y, other))
+    assert (first.c, first.scaling, first.val_accuracy) == (second.c, second.scaling, second.val_accuracy)
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_directions_know_neither_the_length_of_a_row_nor_the_scale_of_a_block():
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(40, d, generator=draw, dtype=torch.float64) for d in (3, 5))
+    a[7], b[7] = 0, 0
+    found = directions([a, b])
+    assert found.norm(dim=1)[:7].tolist() == pytest.approx([1.0] * 7)
+    assert not found[7].any(), "nothing has no direction"
+    torch.testing.assert_close(directions([9 * a, 0.1 * b]), found)
+    length = torch.rand(40, 1, generator=draw, dtype=torch.float64) + 0.5
+    # rows of other lengths: the blocks' relative scale changes a little, their directions apart do not
+    torch.testing.assert_close(directions([length * a]), directions([a]))
 
 
 # --- clustering ---------------------------------------------------------------------------------------------

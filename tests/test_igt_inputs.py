@@ -126,6 +126,8 @@ def test_bad_networkx_and_pyg_graphs_and_directed_ones(graph):
     [
         ({"averaging": "symetric"}, "Unknown averaging operator 'symetric'. Did you mean 'symmetric'"),
         ({"solver": "adam"}, "Unknown solver 'adam'"),
+        ({"objective": "energetic"}, "Unknown objective 'energetic'"),
+        ({"solver": "mm"}, "objective 'energy'"),
         ({"constraint": "iso"}, "Unknown constraint 'iso'"),
         ({"normalise": "l3"}, "Unknown norm 'l3'"),
         ({"dtype": "float16"}, "Unknown dtype"),

@@ -14,7 +14,7 @@ from tests.llm_helpers import numpy_rtn
 from tracking.errors import UserError
 from workbench.llm import packed as packed_module
 from workbench.llm.formats_dense import pack_dense
-from workbench.llm.formats_uniform import group_starts
+from workbench.llm.formats_uniform import group_count, groups_of
 from workbench.llm.linear import CompressedLinear, dense, swapped
 from workbench.llm.low_rank import Residual, factors, with_low_rank
 from workbench.llm.packed import FORMATS, PRODUCTS, Packed, decoder, pack_bits, unpack_bits
@@ -149,7 +149,10 @@ def test_rtn_is_the_formula_by_loops(bits, group, symmetric):
 
 
 def test_the_last_group_is_as_long_as_what_is_left():
-    assert group_starts(40, 16) == [(0, 16), (16, 32), (32, 40)]
+    row = torch.arange(40.0)[None]
+    assert [part.tolist() for part in groups_of(row, 16)] == [[row[0, :32].view(2, 16).tolist()], [[row[0, 32:].tolist()]]]
+    assert [tuple(part.shape) for size in (0, 20, 64) for part in groups_of(row, size)] == [(1, 1, 40), (1, 2, 20), (1, 1, 40)]
+    assert [group_count(40, size) for size in (16, 20, 0, 64)] == [3, 2, 1, 1]
     w = matrix(4, 40).abs() + 1  # padding with zeros would widen no range here, but copies of others' inputs would
     w[:, 32:] *= 1000
     assert torch.equal(RTN(3, 16)(w).dequantise()[:, 32:], RTN(3, 8)(w[:, 32:]).dequantise())

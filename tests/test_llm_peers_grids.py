@@ -180,7 +180,7 @@ def test_awq_never_loses_to_rounding_to_nearest_and_wins_where_inputs_stand_out(
 def test_the_error_that_alpha_is_chosen_by_is_that_of_the_stored_matrix():
     weight, stats = layer(16, 64, outliers=2)
     awq = AWQ(UniformGrid(3, 32), clip=0)
-    tried = [awq.scaled(weight, stats.hessian, stats.mean_abs, k / 20)[0] for k in range(20)]
+    tried = [float(awq.scaled(weight, stats.hessian, stats.mean_abs, k / 20)[0]) for k in range(20)]
     packed = awq(weight, stats)
     np.testing.assert_allclose(np_uniform(packed), packed.dequantise().numpy(), rtol=1e-5, atol=1e-8)
     assert output_error(weight, packed, stats) == pytest.approx(min(tried), rel=1e-4)  # float32 sums of 16 x 64 x 64 terms

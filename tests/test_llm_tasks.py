@@ -110,7 +110,7 @@ def test_the_method_is_compress(tmp_path):
     assert last["memory/bits_per_weight"] == pytest.approx(done.bpw())
     assert last["memory/code_bits_per_weight"] == pytest.approx(done.code_bpw())
     assert last["memory/model_bytes"] == done.size_bytes()
-    view, = method.views(state, task)
+    view, *_ = method.views(state, task)
     assert sum(view.groups.values()) == pytest.approx(done.bpw())
     assert not method.views(method.init(task, context()), task)
     reports = list(done.reports.values())

@@ -142,6 +142,24 @@ def record_two(paths: list[str], uri: str, gate: Any, lines: int) -> None:
     assert [recorder.close(120) for recorder in recorders] == [0, 0]
 
 
+def record_in_two_parts(paths: list[str], uri: str, gate: Any, again: Any, lines: int, home: str) -> None:
+    """Runs of one process: half of each is reported at once with all others, the rest when ``again`` is set."""
+    from tracking import recorder as recording
+
+    os.environ["WORKBENCH_HOME"] = home
+    recording.MAX_BACKOFF_S = 0.5
+    folders = [RunFolder(path) for path in paths]
+    gate.wait()
+    recorders = [recording.Recorder(folder, uri, interval_s=0.05).start() for folder in folders]
+    for folder in folders:
+        report(folder, 0, lines // 2)
+    assert again.wait(120)
+    for folder in folders:
+        report(folder, lines // 2, lines)
+        folder.write_status("finished")
+    assert [recorder.close(120) for recorder in recorders] == [0, 0], [recorder.error for recorder in recorders]
+
+
 def record_with_full_disk(path: str, uri: str) -> None:
     """Record while no file of this process may grow beyond the database's present size, then while it may again."""
     import resource

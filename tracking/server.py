@@ -13,13 +13,18 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from tracking.address import available, experiments_url, public_uri, sqlite_path, tracking_uri
+from tracking import pages
+from tracking.address import available, public_uri, scrub, tracking_uri
 from tracking.address import home as default_home
+from tracking.database import with_driver
 from tracking.errors import UserError
-from tracking.store import Store
+from tracking.shipping import one_line
+from tracking.store import make_tables
 
 HOST = "127.0.0.1"
 START_S = 120.0
+# the server's runner of queued jobs is for language-model traces: nine more processes that nobody here asks for anything
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str | None = None,
@@ -44,25 +49,35 @@ def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
     port = _free_port(port)
     url = f"http://{HOST}:{port}"
     root.mkdir(parents=True, exist_ok=True)
+    # the address comes to the server by its environment: a command line, with the password in it, is read by everybody on the machine
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
-               "--backend-store-uri", address, "--artifacts-destination", str(root / "artifacts")]
-    database = sqlite_path(address)
-    if database is not None and not database.exists():
-        say("Making the database …")
-        Store(address)  # whole or not at all, also when a run makes it at the same moment
+               "--artifacts-destination", str(root / "artifacts")]
+    environment = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": with_driver(address)}
+    say(f"Looking at {public_uri(address)} …")
+    _reach(address)
     log = root / f"server-{port}.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=root,
-                                   env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True)
+                                   env=environment, start_new_session=True)
         try:
             _wait_until_up(process, url, say)
         except BaseException as problem:
             stop(process)
             if isinstance(problem, TimeoutError):
-                tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+                tail = scrub(log.read_text(errors="replace").strip(), address).splitlines()[-5:]
                 raise UserError("\n".join([f"The MLflow server did not start: {problem}. See {log}:", *tail])) from None
             raise
     return process, url
+
+
+def _reach(address: str) -> None:
+    """Make the tables if there are none. Raises :class:`UserError` when the database does not answer, or refuses."""
+    try:
+        make_tables(address)
+    except UserError:
+        raise
+    except Exception as problem:
+        raise UserError(f"The database {public_uri(address)} cannot be used: {one_line(problem, address)}") from None
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
@@ -81,7 +96,7 @@ def serve(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
     With ``open_wait=False`` return as soon as the server answers and leave it running.
     """
     process, url = start(home, port, uri, say=lambda text: print(text, flush=True))
-    print(f"Runs: {experiments_url(url)}", flush=True)
+    print(f"Runs: {pages.experiments(url)}", flush=True)
     if not open_wait:
         return 0
     print("Ctrl-C ends the server.", flush=True)

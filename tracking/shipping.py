@@ -16,7 +16,8 @@ import os
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-from tracking.address import public_uri, scrub
+from tracking import notes
+from tracking.address import public_uri, scrub, ui_url
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder, held
 from tracking.journal import read
@@ -129,12 +130,33 @@ class Shipper:
         if self._cursor.get("told") == told:
             return
         self.open()
+        run = self.folder.read_run()
         files = (self.folder.run_path, self.folder.journal_path, self.folder.error_path, self.folder.artifacts_path)
-        self.store.add_tags(self.run_id, self.folder.read_run().get("tags", {}))  # some are known only once it runs
+        self.store.add_tags(self.run_id, run.get("tags", {}))  # some are known only once it runs
         self.store.log_artifacts(self.run_id, [path for path in files if path.exists()])
+        self._publish(run)
+        links = {name: link.removeprefix(ui_url(self.uri) + "/") for name, link in self._cursor["views"].items()}
+        after = notes.ended(run, status["status"], status["reason"], read(self.folder.journal_path), links)
+        self.store.rewrite_note(self.run_id, notes.begun(run), after)
         self.store.finish(self.run_id, status["status"], status["reason"], int(status["time"] * 1000))
         self._cursor["told"] = told
         self._save()
+
+    def _publish(self, run: dict[str, Any]) -> None:
+        """Let the saved views of the run's experiment show what it reported; their links are kept with the cursor.
+
+        They are a convenience: what keeps them from being published is written there, too, and keeps nothing else from the store.
+        """
+        from tracking.views import publish_reported
+
+        names = {key for entry in read(self.folder.journal_path) for key in entry.values}
+        try:
+            published = publish_reported(self.store, run["experiment"], names)
+            self._cursor["views"], note = published.links, published.note
+            self._cursor["experiment_id"] = self.store.experiment(run["experiment"])
+        except Exception as problem:
+            self._cursor["views"], note = {}, one_line(problem, self.uri)
+        self._cursor |= {"views_note": note} if note else {}
 
     def left(self) -> int:
         """Points of the journal that the store does not surely have."""

@@ -6,28 +6,30 @@ MLflow is imported on the first use of :class:`Store`, so a machine without it c
 from __future__ import annotations
 
 import contextlib
+import getpass
+import json
 import logging
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from tracking import notes, pages
 from tracking.address import (  # this module is the front door for addresses, too
     available,
-    experiments_url,  # noqa: F401
-    home,  # noqa: F401
-    lock_path,
-    public_uri,
+    home,
+    public_uri,  # noqa: F401
     sqlite_path,
     tracking_uri,  # noqa: F401
     ui_url,
 )
+from tracking.database import exclusive, prepare, with_driver
 from tracking.errors import UserError
-from tracking.folder import held
+from tracking.styles import style_of
 
 MAX_POINTS = 1000
 """Points a batch: MLflow's limit for one request, and one transaction in a SQL store."""
@@ -67,35 +69,27 @@ def client_class() -> Any:
     return MlflowClient
 
 
+def make_tables(uri: str) -> None:
+    """Have MLflow make its tables in a database that has none; MLflow is imported only for that."""
+    prepare(uri, lambda address: client_class()(address).search_experiments(max_results=1))
+
+
 class Store:
     """One MLflow store. Every method may raise whatever MLflow raises when the store is away; all can be repeated."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._experiments: dict[str, str] = {}
-        database = sqlite_path(uri)
-        if database is not None and not database.exists():
-            # MLflow makes its tables in many steps, and neither a second process nor a kill may come in between
-            with self._machine_lock():
-                if not database.exists():
-                    new = database.with_name(f"{database.name}.new")
-                    new.unlink(missing_ok=True)
-                    client_class()(f"sqlite:///{new}").search_experiments(max_results=1)
-                    new.replace(database)
-        self.client = client_class()(uri)
-
-    @contextlib.contextmanager
-    def _machine_lock(self) -> Iterator[None]:
-        """One process of this machine at a time: for what MLflow cannot create exactly once."""
-        with held(path := lock_path(self.uri), timeout_s=60) as got:
-            if not got:
-                raise TimeoutError(f"another process has been preparing {public_uri(self.uri)} for a minute ({path})")
-            yield
+        make_tables(uri)
+        self.client = client_class()(with_driver(uri))
 
     @property
     def _artifact_root(self) -> Path | None:
+        """Where a store without a server of its own keeps files: beside a SQLite file, else in the workbench's home."""
+        if self.uri.startswith(("http://", "https://", "databricks")):
+            return None
         database = sqlite_path(self.uri)
-        return None if database is None else database.with_name("artifacts")
+        return (home() if database is None else database.parent) / "artifacts"
 
     # -- experiments and runs ----------------------------------------------------------------------------------
 
@@ -147,18 +141,19 @@ class Store:
                 tags["mlflow.parentRunId"] = self.study_run(run["parent"], run["experiment"])
             run_id = self._create(experiment, run, tags)
         if found is None or _NOTE not in found.data.tags:  # new, or a crash came between
-            self._describe(run_id, run, {**run.get("tags", {}), **identity, _NOTE: run.get("note") or note(run)})
+            self._describe(run_id, run, {**run.get("tags", {}), **identity, _NOTE: notes.begun(run)})
         return run_id, found is not None
 
     def study_run(self, key: str, experiment: str, name: str | None = None, params: Mapping[str, Any] | None = None,
                   tags: Mapping[str, str] | None = None, note: str = "") -> str:
         """The id of the parent run of study ``key``, created if there is none; later calls add parameters and tags.
 
-        Processes of one machine agree on one parent. For several machines let one create it before the others start.
+        All processes agree on one parent that share a SQLite file or a PostgreSQL database, or that write to a server from one
+        machine. Where several machines write to a server let one create it before the others start.
         """
         study = {"key": key, "name": name or key, "params": params or {}}
         experiment_id = self.experiment(experiment)
-        with self._machine_lock():
+        with exclusive(self.uri):
             identity = {"workbench.key": key, "workbench.kind": "study"}
             found = self._find(experiment_id, identity)
             run_id = found.info.run_id if found is not None else self._create(experiment_id, study, dict(identity))
@@ -180,6 +175,12 @@ class Store:
     def _create(self, experiment_id: str, run: Mapping[str, Any], tags: dict[str, str]) -> str:
         start = int(run["created"] * 1000) if "created" in run else None
         tags |= {"mlflow.source.name": "workbench", "mlflow.source.type": "LOCAL"}
+        if commit := run.get("provenance", {}).get("commit"):
+            tags["mlflow.source.git.commit"] = commit.removesuffix("+changes")
+        if method := run.get("params", {}).get("method"):  # the colour that it has in our own figures
+            tags["mlflow.runColor"] = style_of([method])[method].colour
+        with contextlib.suppress(OSError, KeyError, ImportError):  # a user without a name
+            tags["mlflow.user"] = getpass.getuser()
         return self.client.create_run(experiment_id, start, tags, run["name"]).info.run_id
 
     def _describe(self, run_id: str, run: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -188,8 +189,9 @@ class Store:
 
         self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in run.get("params", {}).items()])
         if data := run.get("dataset"):
-            entry = Dataset(data["name"], str(data["digest"]), data.get("source_type", "local"),
-                            data.get("source", data["name"]), data.get("schema"), data.get("profile"))
+            sizes = {k.removeprefix("data."): int(v) for k, v in run.get("tags", {}).items() if k.startswith("data.") and v.isdigit()}
+            entry = Dataset(data["name"], str(data["digest"]), data.get("source_type", "local"), data.get("source", data["name"]),
+                            data.get("schema"), data.get("profile") or (json.dumps(sizes) if sizes else None))
             context = InputTag("mlflow.data.context", data.get("context", "train"))
             self.client.log_inputs(run_id, [DatasetInput(entry, [context])])
         self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
@@ -200,6 +202,17 @@ class Store:
 
         there = self.client.get_run(run_id).data.tags
         self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items() if k not in there])
+
+    def rewrite_note(self, run_id: str, before: str, after: str) -> None:
+        """Replace the note ``before``; one that a person has edited stays."""
+        if self.client.get_run(run_id).data.tags.get(_NOTE) == before:
+            self.client.set_tag(run_id, _NOTE, after)
+
+    def describe_experiment(self, experiment: str, note: str) -> None:
+        """Give an experiment (a name) its description, if it has none."""
+        found = self.client.get_experiment(self.experiment(experiment))
+        if _NOTE not in found.tags:
+            self.client.set_experiment_tag(found.experiment_id, _NOTE, note)
 
     # -- metrics -----------------------------------------------------------------------------------------------
 
@@ -241,7 +254,10 @@ class Store:
         """
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag("workbench.status", status), RunTag("workbench.reason", reason)])
+        tags = {"workbench.status": status}
+        if reason or "workbench.reason" in self.client.get_run(run_id).data.tags:  # one that resumes has no reason any more
+            tags["workbench.reason"] = reason
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         if _MLFLOW_STATUS[status] == "RUNNING":
             self.client.update_run(run_id, "RUNNING")
         else:
@@ -278,17 +294,12 @@ class Store:
 
     def run_url(self, run_id: str, experiment: str) -> str:
         """Deep link to a run of experiment ``experiment`` (a name)."""
-        return (f"{ui_url(self.uri)}/#/experiments/{self.experiment(experiment)}/runs/{run_id}"
-                f"?workflowType=machine_learning")
+        return pages.run(self.experiment(experiment), run_id, ui_url(self.uri))
 
     def experiment_url(self, experiment: str, view: str | None = None, sort: str = "eval/accuracy") -> str:
-        """Deep link to the charts of experiment ``experiment`` (a name), best ``sort`` first, or arranged by saved view ``view`` if given.
-
-        Sorted by date, MLflow 3.17 folds the runs of a study under their parent and draws nothing; sorted by a metric it shows them.
-        """
-        arranged = f"&viewStateShareKey={quote(view)}" if view else f"&orderByKey={quote(f'metrics.`{sort}`', safe='')}&orderByAsc=false"
-        return (f"{ui_url(self.uri)}/#/experiments/{self.experiment(experiment)}/runs"
-                f"?compareRunsMode=CHART{arranged}&workflowType=machine_learning")
+        """Deep link to the charts of experiment ``experiment`` (a name), best ``sort`` first, or as saved view ``view`` arranges them."""
+        found, base = self.experiment(experiment), ui_url(self.uri)
+        return pages.view(found, view, base) if view else pages.charts(found, sort, base)
 
 
 def _identity(run: Mapping[str, Any]) -> dict[str, str]:
@@ -296,8 +307,3 @@ def _identity(run: Mapping[str, Any]) -> dict[str, str]:
     return {"workbench.key": run["key"], "workbench.attempt": str(run.get("tags", {}).get("workbench.attempt", "0")),
             "workbench.created": str(run.get("created", ""))}
 
-
-def note(run: Mapping[str, Any]) -> str:
-    """A Markdown note for the run's page: its name and where it came from."""
-    rows = [f"| {key} | `{value}` |" for key, value in run.get("provenance", {}).items()]
-    return "\n".join([f"**{run['name']}**", *(["", "| provenance | |", "|---|---|", *rows] if rows else [])])

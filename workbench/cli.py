@@ -15,6 +15,8 @@ from tracking.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 well, 1 a run failed or was stopped, 2 a mistake in what was typed."""
+    if argv is None:
+        _hide_secrets()
     args = build_parser().parse_args(argv)
     _make_paths_absolute()
     try:
@@ -30,6 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("workbench: interrupted", file=sys.stderr)
         return 1
+
+
+def _hide_secrets() -> None:
+    """Start again without the passwords of addresses on the command line, which everybody on a machine can read."""
+    from tracking.address import hide_secrets
+
+    hidden = hide_secrets(sys.orig_argv[1:])
+    if hidden is not None:
+        os.execve(sys.executable, [sys.executable, *hidden[0]], {**os.environ, **hidden[1]})
 
 
 def _make_paths_absolute() -> None:
@@ -104,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("doctor", "say what this machine can and cannot do", _doctor)
     sub = add("ui", "start the MLflow server on this machine and print its link", _ui)
     sub.add_argument("--port", type=int, default=5000)
+    sub.add_argument("--store", metavar="ADDRESS",
+                     help="database to show: sqlite:///… or postgresql://… (default: $MLFLOW_TRACKING_URI, else the project's SQLite file)")
     return parser
 
 
@@ -264,7 +277,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _ui(args: argparse.Namespace) -> int:
     from tracking.server import serve
 
-    return serve(port=args.port) or 0
+    return serve(port=args.port, uri=args.store or None)
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str] | None) -> None:

@@ -55,11 +55,12 @@ class View:
     """Something to look at inside an algorithm, as plain arrays or lists: whoever shows it draws it.
 
     ``groups`` maps a name to its values: of a ``"histogram"`` the values themselves, of ``"points"`` and ``"lines"`` a pair (x, y) of equal
-    lengths, of ``"bars"`` one number; of a ``"matrix"`` there is one group, two-dimensional, rows from the top.
+    lengths, of ``"bars"`` one number, of ``"spans"`` a triple (row, begin, end) of equal lengths, rows being whole numbers; of a
+    ``"matrix"`` there is one group, two-dimensional, rows from the top.
     """
 
     title: str
-    kind: Literal["histogram", "points", "lines", "bars", "matrix"]
+    kind: Literal["histogram", "points", "lines", "bars", "spans", "matrix"]
     groups: Mapping[str, Any]
     x: str = ""
     """What the horizontal axis shows, with its unit in brackets."""

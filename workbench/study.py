@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tracking.address import home, tracking_uri
+from tracking.address import home, passwords, public_uri, tracking_uri
 from tracking.errors import UserError, unknown
 from tracking.folder import write_atomic
 from workbench.claims import Claim
@@ -62,7 +62,12 @@ def parameters(namespace: dict[str, Any], model: type[P] = StudyParameters) -> P
              and not isinstance(v, types.ModuleType | type | types.FunctionType)]
     # a second execution of the cell finds the notebook's own variables too: what counts is what was there at the first
     names = namespace.setdefault(_PARAMETERS, names)
-    return parse(model, {name: namespace[name] for name in names}, "this notebook")
+    given = {name: namespace[name] for name in names}
+    address = given.get("tracking_uri")
+    if isinstance(address, str) and passwords(address):
+        raise UserError(f"tracking_uri = {public_uri(address)!r} has a password, which would stay in the notebook. "
+                        "Set MLFLOW_TRACKING_URI in the environment instead.")
+    return parse(model, given, "this notebook")
 
 
 class Study:
@@ -269,16 +274,37 @@ def execute(id: str, *, profile: str = "quick", parameters: Mapping[str, str] | 
 
 
 def _papermill(notebook: Path, output: Path, given: Mapping[str, Any]) -> str:
-    """Execute; returns what went wrong in a line, or an empty text. What the kernel itself prints goes to ``kernel.log``."""
+    """Execute; returns what went wrong in a line, or an empty text. What the kernel itself prints goes to ``kernel.log``.
+
+    An address with a password reaches the kernel by its environment, because Papermill writes parameters into the notebook.
+    """
     import papermill
 
-    with _kernel_log(output.with_name("kernel.log")):
+    given, secret = dict(given), {}
+    if passwords(given.get("tracking_uri", "")):
+        secret["MLFLOW_TRACKING_URI"] = given.pop("tracking_uri")
+    with _kernel_log(output.with_name("kernel.log")), _environment(secret):
         try:
-            papermill.execute_notebook(str(notebook), str(output), parameters=dict(given), kernel_name="python3",
+            papermill.execute_notebook(str(notebook), str(output), parameters=given, kernel_name="python3",
                                        cwd=str(notebook.parent), progress_bar={"desc": notebook.stem, "unit": "cell"})
         except papermill.exceptions.PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"
     return ""
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that child processes get, and this one only for so long."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

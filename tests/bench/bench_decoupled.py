@@ -144,17 +144,19 @@ def buffers() -> Iterator[Row]:
 def processes() -> Iterator[Row]:
     """Two modules, a process and a thread each, in lock step; windows are epochs."""
     race = Race()
-    speed, modules, rates = race.tables()
+    speed, modules, budget, rates = race.tables()
     one, two, ours = (statistics.median(r) for r in rates.values())
-    by_macs, by_seconds = speed["samples/s"].iloc[-2:]
     n = min(len(r) for r in rates.values())
     yield row("DGL on two processes of one thread / backpropagation on one of two threads", ours, two, "samples/s", n)
-    model = "the same ratio, measured / predicted by the pipeline model from"
-    yield row(f"{model} the seconds of each module's step by itself", ours / two, by_seconds / two, "", n)
-    yield row(f"{model} multiply-accumulates", ours / two, by_macs / two, "", n)
     yield row("DGL on two processes of one thread / backpropagation on one thread", ours, one, "samples/s", n)
+    for line in speed[speed[""] == "model"].to_dict("records"):
+        yield row(f"that ratio, measured / predicted: {line['what'].removeprefix('the same, ')}", ours / one, line["speed-up"], "", n)
     for line in modules.to_dict("records"):
         yield row(f"utilisation of module {line['module']}, measured / predicted", line["utilisation"], line["predicted"], "", 1)
+    for line in budget.to_dict("records"):
+        for name in ("train [CPU ms]", "decode [CPU ms]", "encode [CPU ms]", "links [CPU ms]", "work without a processor [ms]", "waited [ms]"):
+            what, unit = name.rstrip("]").split(" [")
+            yield row(f"update of module {line['module']}: {what}", line[name], None, unit, 1)
 
 
 def main() -> list[Row]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from workbench import data, registry
 from workbench.datasets.graphs import GraphTask
 from workbench.graphs.igt import InterferometricGraphTransform
-from workbench.graphs.probe import Probe, linear_probe, scale_blocks
+from workbench.graphs.probe import Probe, probe_blocks
 from workbench.method import Context
 
 EPOCHS, PARTS = 300, 10
@@ -49,7 +49,7 @@ def task_of(id: str, **values) -> GraphTask:
 
 
 def probed(task: GraphTask, blocks: list[Tensor]) -> Probe:
-    return linear_probe(scale_blocks(blocks), task.y, task.train_mask, task.val_mask, task.test_mask)
+    return probe_blocks(blocks, task.y, task.train_mask, task.val_mask, task.test_mask)
 
 
 def transformed(task: GraphTask, **changes) -> Probe:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tracking.address import tracking_uri
+from tracking import pages
+from tracking.address import public_uri, tracking_uri, ui_url
 from tracking.errors import UserError
-from tracking.views.saved import KNOWN, TAG, VIEWS, View, load
+from tracking.views.saved import KNOWN, TAG, VIEWS, View, known_metrics, load
 
 if TYPE_CHECKING:
+    from tracking.folder import RunFolder
     from tracking.store import Store
+
+MOST_SIDE_BY_SIDE = 100
+"""Runs that MLflow compares on one page."""
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Published:
 def publish(experiment: str, *, tracking: str | None = None, views: Sequence[str | View] = VIEWS, report: str = "") -> Published:
     """Put the saved views into ``experiment`` (a name) and return the links that open them; charts that would be empty are left out.
 
-    Publishing again replaces what an earlier version of the project has put there, and touches no view that a person has saved.
+    Publishing again brings them up to date, replaces those of an earlier version of the project, and touches no view that a person saved.
     ``report`` is what to open instead (a path or a link), named where this version of MLflow is not known to read the views.
 
     Raises :class:`UserError` where tracking is off, and for an experiment that is not there.
@@ -44,26 +50,62 @@ def publish(experiment: str, *, tracking: str | None = None, views: Sequence[str
     found = store.client.get_experiment_by_name(experiment)
     if found is None:
         raise UserError(f"MLflow has no experiment {experiment!r} yet: it is made with the first run.")
-    version = server_version(uri)
+    return _published(store, found, _reported(store, found.experiment_id), [load(v) if isinstance(v, str) else v for v in views], report)
+
+
+def publish_reported(store: Store, experiment: str, metrics: set[str], report: str = "") -> Published:
+    """:func:`publish` all views after one run that reported ``metrics``: what is published already tells which others there are."""
+    found = store.client.get_experiment(store.experiment(experiment))
+    known = set().union(*(known_metrics(value) for tag, value in found.tags.items() if tag.startswith(f"{TAG}workbench-")))
+    return _published(store, found, known | metrics, [load(v) for v in VIEWS], report)
+
+
+def links_of(folders: Iterable[RunFolder], tracking: str | None = None) -> dict[str, str]:
+    """Links to the saved views that show these runs, and to the pages of the runs side by side; read from the folders, without MLflow.
+
+    Empty where tracking is off, or where the store does not have the runs yet.
+    """
+    uri = tracking_uri(tracking)
+    folders = [folder for folder in folders if folder.run_path.exists()]
+    cursors = [folder.read_cursors().get(public_uri(uri), {}) for folder in folders] if uri else []
+    links: dict[str, str] = {}
+    names = {folder.read_run()["experiment"] for folder in folders}
+    for folder, cursor in zip(folders, cursors, strict=False):
+        lead = f"{folder.read_run()['experiment']}: " if len(names) > 1 else ""
+        links |= {lead + name: link for name, link in cursor.get("views", {}).items()}
+    known = [c for c in cursors if {"run_id", "experiment_id"} <= set(c)]
+    if 1 < len(known) <= MOST_SIDE_BY_SIDE:
+        links["these runs side by side"] = pages.compare([c["run_id"] for c in known], dict.fromkeys(c["experiment_id"] for c in known),
+                                                         ui_url(uri))
+    return links
+
+
+def _published(store: Store, experiment: Any, reported: set[str], views: Sequence[View], report: str) -> Published:
+    version = server_version(store.uri)
     if ".".join(version.split(".")[:2]) not in KNOWN:
-        return Published({"all runs": store.experiment_url(experiment)}, unknown_version(version, report))
-    reported = _reported(store, found.experiment_id)
-    chosen = [(load(v) if isinstance(v, str) else v).only(reported) for v in views]
-    chosen = [v for v in chosen if v.charts]
-    for tag in found.tags:
-        if tag.startswith(f"{TAG}workbench-") and tag not in {v.tag for v in chosen}:
-            store.client.delete_experiment_tag(found.experiment_id, tag)
+        return Published({"all runs": store.experiment_url(experiment.name)}, unknown_version(version, report))
+    chosen = [kept for v in views if (kept := v.only(reported)) is not None]
+    there = {tag: value for tag, value in experiment.tags.items() if tag.startswith(f"{TAG}workbench-")}
     for v in chosen:
-        store.client.set_experiment_tag(found.experiment_id, v.tag, v.value(time.time_ns() // 1_000_000, reported))
-    nothing = "" if chosen else f"Experiment {experiment!r} has reported nothing that these views show."
-    return Published({v.name: store.experiment_url(experiment, v.key) for v in chosen}, nothing)
+        if v.tag not in there or not reported <= known_metrics(there[v.tag]):
+            store.client.set_experiment_tag(experiment.experiment_id, v.tag, v.value(time.time_ns() // 1_000_000, reported))
+        for tag in there:
+            if tag != v.tag and tag.rpartition("-")[0] == v.tag.rpartition("-")[0]:  # of an older version of the file
+                with contextlib.suppress(Exception):  # another process was quicker
+                    store.client.delete_experiment_tag(experiment.experiment_id, tag)
+    nothing = "" if chosen else f"Experiment {experiment.name!r} has reported nothing that these views show."
+    base = ui_url(store.uri)
+    return Published({v.name: pages.view(experiment.experiment_id, v.key, base, bool(v.charts)) for v in chosen}, nothing)
 
 
 def server_version(uri: str) -> str:
     """Version of the MLflow whose pages show this store: the server's own, or the installed one, which ``workbench ui`` starts."""
     if uri.startswith(("http://", "https://")):
-        with urllib.request.urlopen(f"{uri}/version", timeout=10) as answer:
-            return answer.read(100).decode(errors="replace").strip()
+        try:  # asked without a login: MLflow tells everybody its version
+            with urllib.request.urlopen(f"{public_uri(uri)}/version", timeout=10) as answer:
+                return answer.read(100).decode(errors="replace").strip()
+        except (OSError, ValueError):
+            return "unknown"
     from importlib.metadata import PackageNotFoundError, version
 
     for name in ("mlflow", "mlflow-skinny"):

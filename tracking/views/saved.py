@@ -4,8 +4,9 @@ MLflow keeps a named arrangement of the runs page in a tag of the experiment, ``
 link's ``viewStateShareKey`` names it. That is how its own Share button works; it is no documented interface, so :data:`KNOWN` lists the
 versions on whose server a browser has shown these views, and :mod:`tracking.views.publishing` refers people on other ones to the report.
 
-What is shown is in JSON files beside this one: ``name``, ``group_by`` (parameters), ``about``, and ``charts``, each with ``section``,
-``y``, and ``x`` (``"step"`` or a metric) or ``scatter`` (a metric on the horizontal axis, last values).
+What is shown is in JSON files beside this one: ``name``, ``about``, ``group_by`` (parameters), and ``charts``, each with ``section``,
+``y``, and ``x`` (``"step"`` or a metric) or ``scatter`` (a metric on the horizontal axis, last values); or else, for a table,
+``columns`` (parameters and metrics) and ``sort`` (metrics, of which the first that is reported counts).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,20 @@ CARD_HEIGHT = 320  # pixels
 FOLDER = Path(__file__).parent
 VIEWS = tuple(sorted(p.stem for p in FOLDER.glob("*.json")))
 """Ids of the views that come with the project."""
+
+
+ONLY_RUNS = "params.`method` LIKE '%'"
+"""A search that finds runs and leaves out the parents of studies, which have no curves."""
+
+
+def is_metric(name: str) -> bool:
+    """Whether a column shows a metric; else it shows a parameter."""
+    return "/" in name
+
+
+def _column(name: str) -> str:
+    """MLflow's name of a column."""
+    return f"{'metrics' if is_metric(name) else 'params'}.`{name}`"
 
 
 @dataclass(frozen=True)
@@ -62,31 +77,46 @@ class View:
     about: str
     group_by: tuple[str, ...]
     charts: tuple[Chart, ...]
+    columns: tuple[str, ...] = ()
+    sort: tuple[str, ...] = ()
+    key: str = ""
+    """Name of the view in links. It is that of the file's whole content, so a link lives on when more runs report more metrics."""
 
-    @property
-    def key(self) -> str:
-        """Name of the view in links: it changes with the content, so that a link always shows what it showed."""
-        text = json.dumps([self.name, self.group_by, [vars(c) for c in self.charts]])
-        return f"workbench-{self.id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    def __post_init__(self) -> None:
+        if not self.key:
+            text = json.dumps([self.name, self.group_by, [vars(c) for c in self.charts], self.columns, self.sort])
+            object.__setattr__(self, "key", f"workbench-{self.id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
     @property
     def tag(self) -> str:
         return TAG + self.key
 
     def metrics(self) -> set[str]:
-        """Every metric that a chart shows."""
-        return {name for c in self.charts for name in (c.x, c.y)} - {"step"}
+        """Every metric that is shown."""
+        return ({name for c in self.charts for name in (c.x, c.y)} | set(filter(is_metric, self.columns))) - {"step"}
 
-    def only(self, reported: set[str]) -> View:
-        """The view without the charts that would be empty, because nobody has reported their metrics."""
-        kept = tuple(c for c in self.charts if {c.x, c.y} - {"step"} <= reported)
-        return View(self.id, self.name, self.about, self.group_by, kept)
+    def only(self, reported: set[str]) -> View | None:
+        """The view without charts and columns that would be empty, because nobody has reported their metrics; ``None`` if none is left."""
+        charts = tuple(c for c in self.charts if {c.x, c.y} - {"step"} <= reported)
+        columns = tuple(c for c in self.columns if not is_metric(c) or c in reported)
+        if not charts and not any(map(is_metric, columns)):
+            return None
+        return replace(self, charts=charts, columns=columns, sort=tuple(name for name in self.sort if name in reported)[:1])
 
     def value(self, time_ms: int, reported: set[str] = frozenset()) -> str:
         """The tag's value. Metrics in ``reported`` that no chart shows get no card of their own.
 
         Raises :class:`UserError` when it is longer than a tag may be.
         """
+        state = {"searchFilter": ONLY_RUNS, "groupBy": self._grouping(), "useGroupedValuesInCharts": True,
+                 **self._order(), **(self._cards(reported) if self.charts else {"selectedColumns": [*map(_column, self.columns)]})}
+        packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
+        text = json.dumps({"name": self.name, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
+        if len(text) > MAX_TAG:
+            raise UserError(f"View {self.id!r} takes {len(text)} characters; MLflow allows {MAX_TAG}. Give it fewer charts.")
+        return text
+
+    def _cards(self, reported: set[str]) -> dict[str, Any]:
         sections = {name: f"{self.key}-{number}" for number, name in enumerate(dict.fromkeys(c.section for c in self.charts), 1)}
         cards = [c.card(sections[c.section], f"{self.key}-card-{number}") for number, c in enumerate(self.charts, 1)]
         # MLflow adds a card for every metric without one, unless there is a deleted one
@@ -96,17 +126,14 @@ class View:
         sizes = Counter(c.section for c in self.charts)
         listed = [{"uuid": uuid, "name": name, "display": True, "isReordered": False, "columns": min(sizes[name], MOST_COLUMNS),
                    "cardHeight": CARD_HEIGHT} for name, uuid in sections.items()]
-        state = {
-            "compareRunCharts": cards, "compareRunSections": listed,
-            "isAccordionReordered": True,  # else the sections are sorted by the alphabet
-            "runsHiddenMode": "SHOWALL", "hideEmptyCharts": True, "orderByKey": "attributes.start_time", "orderByAsc": False,
-            "useGroupedValuesInCharts": True, "groupBy": self._grouping(),
-        }
-        packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
-        text = json.dumps({"name": self.name, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
-        if len(text) > MAX_TAG:
-            raise UserError(f"View {self.id!r} takes {len(text)} characters; MLflow allows {MAX_TAG}. Give it fewer charts.")
-        return text
+        return {"compareRunCharts": cards, "compareRunSections": listed,
+                "isAccordionReordered": True,  # else the sections are sorted by the alphabet
+                "runsHiddenMode": "SHOW_ALL", "hideEmptyCharts": True}
+
+    def _order(self) -> dict[str, Any]:
+        if not self.sort:
+            return {"orderByKey": "attributes.start_time", "orderByAsc": False}
+        return {"orderByKey": f"metrics.`{self.sort[0]}`", "orderByAsc": metric(self.sort[0]).better == "lower"}
 
     def _grouping(self) -> dict[str, Any] | None:
         if not self.group_by:
@@ -125,19 +152,32 @@ def load(id: str) -> View:
 
 def parse(id: str, data: Mapping[str, Any]) -> View:
     """Check the content of a view's file. Raises :class:`UserError` for unknown fields and undeclared metrics."""
-    extra = set(data) - {"name", "about", "group_by", "charts"}
-    missing = {"name", "charts"} - set(data)
+    extra = set(data) - {"name", "about", "group_by", "charts", "columns", "sort"}
+    missing = {"name", "columns" if "columns" in data else "charts"} - set(data)
+    if {"columns", "charts"} <= set(data):
+        raise UserError(f"View {id!r} is refused: it has charts or columns, not both.")
     if extra or missing:
         raise UserError(f"View {id!r} is refused: unknown fields {sorted(extra)}, missing {sorted(missing)}.")
     charts = []
-    for number, item in enumerate(data["charts"], 1):
+    for name in filter(is_metric, [*data.get("columns", ()), *data.get("sort", ())]):
+        metric(name)
+    for number, item in enumerate(data.get("charts", ()), 1):
         if set(item) - {"section", "x", "y", "scatter"} or not {"section", "y"} <= set(item) or {"x", "scatter"} <= set(item):
             raise UserError(f"View {id!r}, chart {number} is refused: {dict(item)}. It has section, y, and x or scatter.")
         chart = Chart(item["section"], item["y"], item.get("scatter", item.get("x", "step")), "scatter" in item)
         for name in {chart.x, chart.y} - {"step"}:
             metric(name)
         charts.append(chart)
-    return View(id, data["name"], data.get("about", ""), tuple(data.get("group_by", ())), tuple(charts))
+    return View(id, data["name"], data.get("about", ""), tuple(data.get("group_by", ())), tuple(charts),
+                tuple(data.get("columns", ())), tuple(data.get("sort", ())))
+
+
+def known_metrics(value: str) -> set[str]:
+    """The metrics that a tag's value was written for: shown in a card, or silenced by one; or shown in a column."""
+    state = read_back(value)
+    found = {card[name]["key"] for card in state.get("compareRunCharts", ()) for name in ("xaxis", "yaxis") if name in card}
+    found |= {card[name] for card in state.get("compareRunCharts", ()) for name in ("metricKey", "selectedXAxisMetricKey") if name in card}
+    return found | {c.removeprefix("metrics.`")[:-1] for c in state.get("selectedColumns", ()) if c.startswith("metrics.")}
 
 
 def read_back(value: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the items held: of tensors and byte strings, however nested in tuples."""
+        """Bytes of the items held: of tensors and byte strings, however nested in tuples, on whatever device."""
         return sum(map(_size, self.items))
 
     @property

@@ -1,11 +1,12 @@
 """The way from one module to the next: what is sent, what it costs, and what the receiver makes of what it kept.
 
 A message is encoded once, billed at the length of its payload, and kept encoded until it is read: a buffer of quantised
-activations holds indices.
+activations holds indices. Between modules on a GPU it stays there (:mod:`workbench.decoupled.parcels`), buffers included.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
@@ -17,46 +18,59 @@ from tracking.codecs import Dense
 from tracking.codecs.base import Codec
 from tracking.errors import UserError, unknown
 from tracking.ledger import Direction, Ledger
+from workbench.decoupled.parcels import Kind, Parcel, Payload, kind_of, nbytes, opened, stays
 from workbench.decoupled.vector_quantisation import OnlineVQ
 from workbench.decoupled.vq_codec import LinkQuantiser, Tally, tally
 
 Drift = Literal["latest", "versioned"]
-Payload = bytes | memoryview
-Message = tuple[Payload, Payload, int, Payload]
+DENSE = Dense()
+DENSE_KIND = kind_of(DENSE)
+Message = tuple[Payload, Payload, int, bytes | memoryview]
 """Activations and labels as they were sent, number of the codebook they were made with (0: none), and that codebook, or b""."""
 
 
 def size(message: Message) -> int:
     """Bytes of a message, its codebook included."""
-    return len(message[0]) + len(message[1]) + len(message[3])
+    return nbytes(message[0]) + nbytes(message[1]) + len(message[3])
 
 
 class Labels:
     """Class labels as they are, in as few whole bytes as the number of classes needs: one up to 256 classes."""
 
     name = "labels"
+    fields = 0
 
     def __init__(self, classes: int) -> None:
         self.dtype = np.dtype("<u1" if classes <= 256 else "<u2" if classes <= 65_536 else "<u4")
+        self._torch = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[self.dtype.itemsize]  # the same bits
 
     def encode(self, value: Tensor) -> bytes:
         return value.detach().cpu().numpy().astype(self.dtype).tobytes()
 
-    def decode(self, payload: Payload) -> Tensor:
+    def decode(self, payload: bytes | memoryview) -> Tensor:
         return torch.from_numpy(np.frombuffer(payload, self.dtype).astype(np.int64))
+
+    def pack(self, value: Tensor) -> tuple[bytes, Tensor]:
+        return b"", value.detach().to(self._torch).view(torch.uint8)
+
+    def unpack(self, head: bytes, body: Tensor) -> Tensor:
+        return body.view(self._torch).long() & (256**self.dtype.itemsize - 1)
 
 
 class Kept:
-    """A codec whose receiver keeps the payload as it came, to decode it when it is wanted."""
+    """A codec whose receiver keeps the payload as it came, to decode it when it is wanted. With a ``kind``, a tensor on a GPU is not
+    brought to the host for it; with ``in_place``, none is copied.
+    """
 
-    def __init__(self, codec: Codec) -> None:
-        self.codec, self.name = codec, codec.name
+    def __init__(self, codec: Codec, kind: Kind | None = None, in_place: bool = False) -> None:
+        self.codec, self.kind, self.name, self.in_place = codec, kind, codec.name, in_place
 
-    def encode(self, value: Any) -> bytes:
-        return self.codec.encode(value)
+    def encode(self, value: Any) -> bytes | Parcel:
+        parcel = self.kind is not None and (self.in_place or stays(value))
+        return Parcel(*self.kind.pack(value)) if parcel else self.codec.encode(value)
 
-    def decode(self, payload: bytes) -> bytes:
-        return payload
+    def decode(self, payload: bytes | Parcel) -> Payload:
+        return payload.parts if isinstance(payload, Parcel) else payload
 
 
 class _Coding:
@@ -71,6 +85,10 @@ class _Coding:
         payload, self.codes = self.quantiser.coded(value)
         return payload
 
+    def pack(self, value: Tensor) -> tuple[bytes, Tensor]:
+        self.codes = self.quantiser.codes(value)
+        return self.quantiser.packed(value, self.codes)
+
 
 class Border:
     """Carries single tensors, float32, over the border between two modules: activations ``up``, gradients ``down``."""
@@ -81,9 +99,9 @@ class Border:
 
     def carry(self, value: Tensor, direction: Direction) -> Tensor:
         """Bill ``value`` and return what arrives."""
-        payload = self.ledger.send(value, Kept(Dense()), direction, self.parties[direction])
-        self._sizes[direction] = len(payload)
-        return Dense().decode(payload).to(value.device)
+        payload = self.ledger.send(value, Kept(DENSE, DENSE_KIND), direction, self.parties[direction])
+        self._sizes[direction] = nbytes(payload)
+        return opened(DENSE, DENSE_KIND, payload, value.device)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the last message each way since this was last asked."""
@@ -115,6 +133,9 @@ class Channel:
             raise UserError(f"sync_every = {sync_every}, freeze_after = {freeze_after} are refused. "
                             "Allowed: 1 <= sync_every, 0 <= freeze_after.")
         self.party, self.labels, self.codec, self.quantiser = party, Labels(classes), codec or Dense(), quantiser
+        self.kind = kind_of(self.codec)
+        self.in_place = False
+        """Whether float32 values are sent as they lie in the sender's memory, on a processor, too."""
         self.sync_every, self.drift, self.freeze_after = sync_every, drift, freeze_after
         self.ledger = ledger if ledger is not None else Ledger()
         self.sends = 0
@@ -123,7 +144,9 @@ class Channel:
         self.version = 0
         self.books: dict[int, Tensor] = {}
         """Codebooks that have arrived, by number."""
-        self.error = self.power = 0.0
+        self._readers: dict[int, LinkQuantiser] = {}
+        self.error: float | Tensor = 0.0
+        self.power: float | Tensor = 0.0
         """Sums of squared quantisation errors and of squares of what was sent, since :meth:`figures` was last asked."""
         self.usage = torch.empty(0)
         """(g, K): how often each codeword was sent since then."""
@@ -137,13 +160,14 @@ class Channel:
 
     def send(self, x: Tensor, y: Tensor, learn: bool = True) -> Message:
         """Encode and bill outputs ``x`` (n, c, ...) and labels ``y`` (n,), and let the codebook ``learn`` from them."""
-        labels = self.ledger.send(y, Kept(self.labels), "up", self.party)
+        labels = self.ledger.send(y, Kept(self.labels, self.labels), "up", self.party)
         if self.quantiser is None:
-            return self.ledger.send(x, Kept(self.codec), "up", self.party), labels, 0, b""
+            in_place = self.in_place and getattr(self.codec, "exact", False)
+            return self.ledger.send(x, Kept(self.codec, self.kind, in_place), "up", self.party), labels, 0, b""
         book = self._synchronise(x)
         coding = _Coding(self.shared)
-        payload = self.ledger.send(x, Kept(coding), "up", self.party)
-        found = tally(x, coding.codes, self.shared.codebook.to(x.device))
+        payload = self.ledger.send(x, Kept(coding, coding), "up", self.party)
+        found = tally(x, coding.codes, self.shared.on(x.device))
         self._observe(found)
         self.sends += 1
         if learn and (not self.freeze_after or self.sends <= self.freeze_after):
@@ -176,41 +200,53 @@ class Channel:
             return
         keep = {*needed, version} if self.drift == "versioned" else {version}
         self.books = {v: b for v, b in self.books.items() if v in keep} | {version: Dense().decode(book)}
+        self._readers = {v: r for v, r in self._readers.items() if v in self.books and v != version}
 
-    def receive(self, message: Message, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Activations, float32, and labels, int64, of a message that has arrived."""
+    def receive(self, message: Message, device: torch.device | str = "cpu", last: bool = False) -> tuple[Tensor, Tensor]:
+        """Activations, float32, and labels, int64, of a message that has arrived; ``last``: nobody receives it again."""
         payload, labels, version, _ = message
-        y = self.labels.decode(labels).to(device)
+        y = opened(self.labels, self.labels, labels, device) if isinstance(labels, tuple) else self.labels.decode(labels).to(device)
         if self.quantiser is None:
-            return self.codec.decode(payload).to(device), y
-        book = self.books[version] if self.drift == "versioned" else self.books[max(self.books)]
-        return LinkQuantiser(book, strict=False).decode(payload).to(device), y
+            return opened(self.codec, self.kind, payload, device, last), y
+        reader = self._reader(version if self.drift == "versioned" else max(self.books))
+        return opened(reader, reader, payload, device), y
+
+    def _reader(self, version: int) -> LinkQuantiser:
+        if version not in self._readers:
+            self._readers[version] = LinkQuantiser(self.books[version], strict=False)
+        return self._readers[version]
 
     def through(self, x: Tensor) -> Tensor:
         """What a receiver would see of ``x``, without a message: nothing is billed or learnt. Before the first message: ``x``."""
         if not self.lossy:
             return x
         if self.quantiser is None:
-            return self.codec.decode(self.codec.encode(x)).to(x.device)
+            kept = Kept(self.codec, self.kind)
+            return opened(self.codec, self.kind, kept.decode(kept.encode(x)), x.device)
         return x if self.shared is None else self.shared.look_up(self.shared.codes(x), tuple(x.shape))
 
     def pass_on(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Send and receive at once: what the next module sees where modules go in step."""
         message = self.send(x, y)
         self.arrive(message)
-        return self.receive(message, x.device)
+        return self.receive(message, x.device, last=True)
 
     # --- figures and memory -------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, float]:
         """Of what was sent since the last call: relative squared ``error``, ``perplexity`` of code use (mean over groups), share of
         ``idle`` codewords, and ``movement`` of the codebook. Empty without a quantiser or a message.
+
+        Raises ``ValueError`` where something that is not finite was sent from a GPU; from a processor, :meth:`send` does.
         """
         if self.quantiser is None or not self.usage.numel():
             return {}
+        error, power = float(self.error), float(self.power)
+        if not math.isfinite(power):
+            raise ValueError("Values that are not finite were sent through a vector quantiser, which carries finite values.")
         share = self.usage.double() / self.usage.sum(1, keepdim=True)
         entropy = -(share * share.clamp(min=1e-300).log()).sum(1)
-        figures = {"error": self.error / max(self.power, 1e-300), "perplexity": float(entropy.exp().mean()),
+        figures = {"error": error / max(power, 1e-300), "perplexity": float(entropy.exp().mean()),
                    "idle": float((self.usage == 0).double().mean()), "movement": self.quantiser.movement}
         self.error = self.power = 0.0
         self.usage = torch.empty(0)
@@ -225,6 +261,6 @@ class Channel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("sends", "version", "books", "error", "power", "usage"):
             setattr(self, name, state[name])
-        self.shared = None if state["shared"] is None else LinkQuantiser(state["shared"])
+        self.shared, self._readers = None if state["shared"] is None else LinkQuantiser(state["shared"]), {}
         if self.quantiser is not None:
             self.quantiser.load_state_dict(state["quantiser"])

@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ import torch
 import torch.distributed as dist
 
 from workbench.decoupled.buffer import ReplayBuffer
-from workbench.decoupled.channel import Channel, Message
+from workbench.decoupled.channel import Channel, Message, size
+from workbench.decoupled.parcels import host, nbytes, on_host
 
 POLL_S = 0.02
 """How often a process that waits looks whether the run is over."""
-HEADER_BYTES = 32
-"""Lengths of the three parts of a message and the number of its codebook."""
+HEADER_BYTES = 40
+"""Lengths of the four parts of a message and the number of its codebook."""
 
 
 def kernel_bytes() -> tuple[int, int] | None:
@@ -46,6 +48,21 @@ def kernel_bytes() -> tuple[int, int] | None:
     return sent, received
 
 
+class Stopwatch:
+    """Seconds by phase, all of the time in one phase or another: ``wall_s``, and ``cpu_s`` in which this thread had a processor."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase, self.wall_s, self.cpu_s = phase, Counter(), Counter()
+        self._wall, self._cpu = time.perf_counter(), time.thread_time()
+
+    def turn_to(self, phase: str) -> None:
+        """End the phase that is, and begin another."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        self.wall_s[self.phase] += wall - self._wall
+        self.cpu_s[self.phase] += cpu - self._cpu
+        self.phase, self._wall, self._cpu = phase, wall, cpu
+
+
 class Gone(Exception):
     """A neighbour does not answer any more."""
 
@@ -53,13 +70,12 @@ class Gone(Exception):
 class Inbox:
     """What the module before has sent: a replay buffer, or in lock step one message after the other."""
 
-    def __init__(self, channel: Channel, buffer: ReplayBuffer | None) -> None:
-        self.channel, self.buffer = channel, buffer
+    def __init__(self, channel: Channel, buffer: ReplayBuffer | None, pinned: bool = False) -> None:
+        self.channel, self.buffer, self.pinned = channel, buffer, pinned  # pinned: memory that a GPU copies from at full speed
         self.waiting: list[Message] = []
         self.changed = threading.Condition()
         self.ended = False
         self.bytes = 0
-        self.decoding_s = 0.0
 
     def listen(self, source: int) -> None:
         """Receive until the sender ends; runs in a thread of its own."""
@@ -80,28 +96,29 @@ class Inbox:
             self.changed.notify_all()
 
     def _next(self, source: int) -> Message | None:
-        head = torch.empty(4, dtype=torch.int64)
-        dist.recv(head, source)
-        payload, labels, version, book = head.tolist()
-        if payload < 0:
+        header = torch.empty(5, dtype=torch.int64)
+        dist.recv(header, source)
+        size, head, labels, book, version = header.tolist()
+        if size < 0:
             return None
-        body = torch.empty(payload + labels + book, dtype=torch.uint8)
+        body, small = torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned), torch.empty(head + labels + book, dtype=torch.uint8)
+        dist.recv(small, source)
         dist.recv(body, source)
-        self.bytes += HEADER_BYTES + body.numel()
-        data = memoryview(body.numpy())  # parts of it are no copies, and hold it
-        return data[:payload], data[payload:payload + labels], version, data[payload + labels:]
+        self.bytes += HEADER_BYTES + small.numel() + size
+        parts = memoryview(small.numpy())  # parts of it are no copies, and hold it
+        payload = (bytes(parts[:head]), body) if head else memoryview(body.numpy())
+        return payload, parts[head:head + labels], version, parts[head + labels:]
 
-    def take(self, stop: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def take(self, stop: Any, device: torch.device, clock: Stopwatch) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What to work on next, when it is there; ``None`` when the run is over or nothing can come any more."""
         with self.changed:
             while not stop.value:
                 message = (self.waiting.pop() if self.waiting else None) if self.buffer is None else self.buffer.read()
                 if message is not None:
                     self.changed.notify_all()
-                    begin = time.perf_counter()
-                    got = self.channel.receive(message, device)  # under the lock: a new codebook may push out the one it needs
-                    self.decoding_s += time.perf_counter() - begin
-                    return got
+                    clock.turn_to("decode")
+                    # under the lock: a new codebook may push out the one it needs
+                    return self.channel.receive(message, device, last=self.buffer is None)
                 if self.ended:
                     return None
                 self.changed.wait(POLL_S)
@@ -134,16 +151,16 @@ class Outbox:
     def send(self, message: Message) -> None:
         """Hand a message over to the link, once this has taken the one before."""
         payload, labels, version, book = message
-        head = torch.tensor([len(payload), len(labels), version, len(book)])
-        body = torch.empty(len(payload) + len(labels) + len(book), dtype=torch.uint8)
-        np.concatenate([np.frombuffer(part, np.uint8) for part in (payload, labels, book)], out=body.numpy())
-        self._hand_over(head, body)
-        self.bytes += HEADER_BYTES + body.numel()
+        head, body = payload if isinstance(payload, tuple) else (b"", torch.from_numpy(np.require(host(payload)[0], None, "W")))
+        small = torch.from_numpy(np.concatenate([np.frombuffer(head, np.uint8), *host(labels), *host(book)]))
+        # the body is sent from where it lies, as nobody changes it
+        self._hand_over(torch.tensor([body.numel(), len(head), nbytes(labels), len(book), version]), small, on_host(body))
+        self.bytes += HEADER_BYTES + size(message)
 
     def end(self) -> None:
         """Say that nothing more comes, and wait until all is sent, or the run is stopped."""
         with contextlib.suppress(Gone):
-            self._hand_over(torch.full((4,), -1))
+            self._hand_over(torch.full((5,), -1))
             self._settle()
 
     def _hand_over(self, *parts: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from tracking.folder import write_atomic
 from workbench.decoupled.buffer import ReplayBuffer
 from workbench.decoupled.channel import Message
-from workbench.decoupled.process_links import Gone, Inbox, Outbox, kernel_bytes
+from workbench.decoupled.process_links import Gone, Inbox, Outbox, Stopwatch, kernel_bytes
 from workbench.decoupled.vq_codec import warm_up
 from workbench.method import Context
 from workbench.methods.decoupled._asynchronous import begin_epoch
@@ -29,6 +29,10 @@ from workbench.spec import Job, resolve
 from workbench.state import snapshot, state_bytes
 
 FOREVER = timedelta(days=30)
+WORK = ("feed", "decode", "train", "encode")
+"""Phases in which a module works; beside them it waits, sleeps, or writes its record."""
+SAVING_SHARE = 0.02
+"""Of the time, at most, goes into saving the module before its end."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,12 @@ class Worker:
         p = self.method.params
         self.target = p.epochs * self.feed.batches
         buffer = None if setup.lock_step else ReplayBuffer(p.buffer, p.recency, p.max_reads)
-        self.inbox = Inbox(self.channels[j - 1], buffer) if j else None
+        self.inbox = Inbox(self.channels[j - 1], buffer, bool(gpus)) if j else None
         self.outbox = Outbox(j + 1, shared.stop) if j + 1 < setup.modules else None
+        if self.outbox:
+            self.channels[j].in_place = True
         self.updates = self.handed_on = self.reported = 0
-        self.busy_s = self.waited_s = self.slept_s = 0.0
+        self.slept_s = self.saved_s = self.saving_s = 0.0
         self.losses: list[torch.Tensor] = []
 
     def _forget_the_others(self) -> None:
@@ -100,12 +106,16 @@ class Worker:
         if any(channel.quantiser for channel in self.channels) and self.ctx.device.type == "cpu":
             warm_up()
         dist.barrier()  # the clock begins when all are there
-        self.begun = time.perf_counter()
+        self.begun, self.cpu_before = time.perf_counter(), time.process_time()
+        self.clock = Stopwatch("record")
         with contextlib.suppress(Gone):
             while not self._over() and self._turn():
+                self.clock.turn_to("record")
                 if self.updates % self.feed.batches == 0 and self.updates > self.reported:
                     self._report()
+                    self._save()
         self._report()
+        self._save(at_once=True)
         if self.outbox:
             self.outbox.end()
 
@@ -116,26 +126,33 @@ class Worker:
 
     def _turn(self) -> bool:
         """One step; ``False`` when there is nothing left to work on."""
-        at, decoded = time.perf_counter(), self.inbox.decoding_s if self.inbox else 0.0
-        got = self.inbox.take(self.shared.stop, self.ctx.device) if self.inbox else None
-        if self.inbox and got is None:
-            return False
-        decoding = self.inbox.decoding_s - decoded if self.inbox else 0.0
-        self.waited_s += (begin := time.perf_counter()) - at - decoding
-        out = self._work(*(got or self.feed.next(self.task, self.method.params.batch_size)))
-        worked = time.perf_counter() - begin + decoding
-        self.busy_s += worked
-        if extra := (self.method.params.pace(self.j) - 1) * worked:
+        before = self._worked()
+        if self.inbox:
+            self.clock.turn_to("wait")
+            got = self.inbox.take(self.shared.stop, self.ctx.device, self.clock)
+            if got is None:
+                return False
+        else:
+            self.clock.turn_to("feed")
+            got = self.feed.next(self.task, self.method.params.batch_size)
+        out = self._work(*got)
+        self.clock.turn_to("wait")
+        if extra := (self.method.params.pace(self.j) - 1) * (self._worked() - before):
+            self.clock.turn_to("sleep")
             time.sleep(extra)
             self.slept_s += extra
+            self.clock.turn_to("wait")
         if out is not None:
-            at = time.perf_counter()
             self.outbox.send(out)
-            self.waited_s += time.perf_counter() - at
         return True
+
+    def _worked(self) -> float:
+        """Seconds worked, in phases that have ended."""
+        return sum(self.clock.wall_s[phase] for phase in WORK)
 
     def _work(self, x: torch.Tensor, y: torch.Tensor) -> Message | None:
         j, method = self.j, self.method
+        self.clock.turn_to("train")
         learns = self.updates < self.target
         if learns:
             epoch, into = divmod(self.updates, self.feed.batches)
@@ -151,16 +168,21 @@ class Worker:
             self.handed_on += 1
         if self.ctx.device.type == "cuda":
             torch.cuda.synchronize(self.ctx.device)
-        return self.channels[j].send(out, y, learns) if self.outbox else None
+        if not self.outbox:
+            return None
+        self.clock.turn_to("encode")
+        return self.channels[j].send(out, y, learns)
 
     def _report(self) -> None:
-        """Append a line to the record, and save the module."""
-        self.reported = self.updates
-        seconds, network = time.perf_counter() - self.begun, self.training.network
+        """Append a line to the record."""
+        self.clock.turn_to("record")
+        self.reported, network, clock = self.updates, self.training.network, self.clock
+        seconds, worked, waited = time.perf_counter() - self.begun, self._worked(), clock.wall_s["wait"]
         line: dict[str, Any] = {
-            "seconds": seconds, "updates": self.updates, "handed_on": self.handed_on, "busy_s": self.busy_s, "slept_s": self.slept_s,
-            "waited_s": self.waited_s, "samples": self.feed.samples, "updates_per_s": self.updates / seconds if seconds else 0.0,
-            "utilisation": self.busy_s / seconds if seconds else 0.0, "idle": self.waited_s / seconds if seconds else 0.0,
+            "seconds": seconds, "updates": self.updates, "handed_on": self.handed_on, "busy_s": worked, "slept_s": self.slept_s,
+            "waited_s": waited, "samples": self.feed.samples, "updates_per_s": self.updates / seconds if seconds else 0.0,
+            "utilisation": worked / seconds if seconds else 0.0, "idle": waited / seconds if seconds else 0.0,
+            "cpu_s": time.process_time() - self.cpu_before, "phases_s": dict(clock.wall_s), "phases_cpu_s": dict(clock.cpu_s),
             "state_bytes": state_bytes(snapshot([network.bodies[self.j], network.heads[self.j], self.training.optimizers[self.j]])),
             "wire_sent_bytes": self.outbox.bytes if self.outbox else 0, "wire_received_bytes": self.inbox.bytes if self.inbox else 0,
             "ledger": self.ctx.ledger.table(),
@@ -175,10 +197,18 @@ class Worker:
                 line |= {"reuse": buffer.reuse, "age": buffer.age, "unread": buffer.unread, "buffer_bytes": buffer.nbytes}
         with open(self.folder / f"module-{self.j}.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
-        path = self.folder / f"module-{self.j}.pt"
+
+    def _save(self, at_once: bool = False) -> None:
+        """Save the module; but for the first time and the end, not while that would take more than its share of the time."""
+        begin = time.perf_counter()
+        if not at_once and begin < self.saved_s + self.saving_s / SAVING_SHARE:
+            return
+        network, path = self.training.network, self.folder / f"module-{self.j}.pt"
         saved = {"body": network.bodies[self.j].state_dict(), "head": network.heads[self.j].state_dict(), "updates": self.updates}
         torch.save(saved, part := path.with_suffix(".part"))
         os.replace(part, path)
+        self.saved_s = time.perf_counter()
+        self.saving_s = self.saved_s - begin
 
 
 def main(j: int, setup: Setup, folder: str, shared: Shared, environment: dict[str, str]) -> None:

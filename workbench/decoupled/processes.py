@@ -39,7 +39,9 @@ class Outcome:
     """What became of a run. ``modules[j]`` is the last line of module ``j``'s record, ``{}`` where there is none.
 
     A line has the ``seconds`` since the start, ``updates`` (and ``updates_per_s``), batches only ``handed_on``, seconds ``busy_s``,
-    ``waited_s`` and ``slept_s``, ``utilisation`` and ``idle`` (shares of ``seconds`` that are work and waiting), bytes of messages with
+    ``waited_s`` and ``slept_s``, ``utilisation`` and ``idle`` (shares of ``seconds`` that are work and waiting), ``cpu_s``, in which the
+    process had a processor, its links' threads included, ``phases_s`` (feed, decode, train, encode, wait, sleep, record) with
+    ``phases_cpu_s`` of them in which the module's own thread had one, bytes of messages with
     their headers both ways (``wire_sent_bytes``, ``wire_received_bytes``) and of all that the kernel moved (``kernel_…``, on Linux),
     ``state_bytes`` of module, head and optimiser, the ``ledger``, and, behind a replay buffer, its statistics and bytes.
     """
@@ -70,7 +72,7 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"The folder {folder} is not empty. Name a new one: a run in processes is not resumed.")
-        context = _starter()
+        context = _starter(setup.device)
         # plain shared memory without locks: a killed process cannot leave one locked
         self.shared = Shared(context.RawValue("b", 0), context.RawArray("q", setup.modules))
         self.workers = [context.Process(target=main, args=(j, setup, str(folder), self.shared, dict(os.environ)), daemon=True)
@@ -135,12 +137,13 @@ class Processes:
         self.close()
 
 
-def _starter() -> Any:
-    """Forks from a server that has imported what every process needs, which takes seconds, once; it has neither threads nor a GPU.
+def _starter(device: str) -> Any:
+    """Forks from a server that has imported what every process needs, which takes seconds, once; it has no threads.
 
-    A fork of this process would have half of its threads' locks. Where the system has no such server, each process starts anew.
+    A fork of this process would have half of its threads' locks. With a GPU, which no fork may use once its parent has so much as
+    asked for it, and where the system has no such server, each process starts anew.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if device == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "workbench.decoupled.process_worker"])  # torch's optimisers import the first
@@ -153,8 +156,9 @@ def start(method: str, task: str, params: Mapping[str, Any] | None = None, *, fo
 
     **When a process dies, the run ends**; no module is restarted. The others end at their next step with a last line in their record
     and their module saved, :meth:`Processes.wait` returns with ``status="stopped"`` and says which module died of what, and no
-    process is left. Of the dead module there is what it had saved: itself as of its last epoch, and every line of its record. A
-    module put back by an epoch would be trained on by neighbours that have moved on, which is no longer the algorithm under test.
+    process is left. Of the dead module there is what it had saved: every line of its record, and itself as of an epoch, the last or one
+    not long before, as saving takes a fiftieth of the time at most. A module put back by epochs would be trained on by neighbours that
+    have moved on, which is no longer the algorithm under test.
 
     >>> with start("async_dgl", "digits/mlp", {"modules": 2, "epochs": 5}, folder="two-modules") as running:
     ...     outcome = running.wait()

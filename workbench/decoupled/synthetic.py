@@ -81,7 +81,8 @@ class SyntheticGradients:
         check_disjoint(owned)
         made = [optimizer(parameters) if parameters else None for parameters in owned]
         self.optimizers, self.synthesiser_optimizers = made[:len(bodies)], made[len(bodies):]
-        self.error = self.power = 0.0
+        self.error: float | Tensor = 0.0
+        self.power: float | Tensor = 0.0
         """Sums of squared errors of the synthetic gradients, and of squares of what they were to be, since last asked."""
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -119,8 +120,9 @@ class SyntheticGradients:
     def _learn(self, border: int, predicted: Tensor, gradient: Tensor) -> None:
         target = self.borders[border].carry(gradient, "down") if self.borders is not None else gradient
         error = (predicted - target).square().sum()
-        self.error += float(error.detach())
-        self.power += float(target.square().sum())
+        # tensors in float64: on a GPU nobody waits for them
+        self.error = self.error + error.detach().double()
+        self.power = self.power + target.square().sum().double()
         optimizer = self.synthesiser_optimizers[border]
         if optimizer:
             optimizer.zero_grad(set_to_none=True)
@@ -129,7 +131,8 @@ class SyntheticGradients:
 
     def relative_error(self) -> float | None:
         """Squared error of the synthetic gradients since the last call, over the squares of what they were to be."""
-        found = self.error / self.power if self.power else None
+        error, power = float(self.error), float(self.power)
+        found = error / power if power else None
         self.error = self.power = 0.0
         return found
 

@@ -53,8 +53,12 @@ class OnlineVQ:
         self.decay, self.revival, self.start = decay, revival, start
         self.keys = Keys(seed)
         self.codebook = self.count = self.total = torch.empty(0)
-        self.movement = 0.0
+        self._movement: float | Tensor = 0.0
+
+    @property
+    def movement(self) -> float:
         """Relative change of the codebook at the last update, ||E' - E|| / ||E||."""
+        return float(self._movement)
 
     @property
     def started(self) -> bool:
@@ -96,20 +100,22 @@ class OnlineVQ:
         smoothed = (self.count + EPSILON) / (mass + self.codewords * EPSILON) * mass
         before, self.codebook = self.codebook, self.total / smoothed.clamp(min=1e-30).unsqueeze(-1)
         self._revive(x)
-        change = torch.linalg.vector_norm(self.codebook - before) / torch.linalg.vector_norm(before).clamp(min=1e-30)
-        self.movement = float(change)
+        # a tensor: on a GPU nobody waits for it
+        self._movement = torch.linalg.vector_norm(self.codebook - before) / torch.linalg.vector_norm(before).clamp(min=1e-30)
 
     def _revive(self, x: Tensor) -> None:
+        """Move codewords that few vectors are nearest to. A vector is drawn for every codeword, so that no device has to say which."""
         noise, planes = stream(self.keys.next()), x.reshape(len(x), self.groups, self.d, -1)
         positions = planes.shape[-1]
-        group, word = (self.count < self.revival).nonzero(as_tuple=True)
-        numbers = torch.bincount(group, minlength=self.groups).tolist()
-        rows = torch.cat([self._rows(noise, len(x) * positions, n) for n in numbers]).to(x.device)
-        # advanced indices: (rows, d), and no copy of the batch
-        self.codebook[group, word] = planes[rows // positions, group, :, rows % positions].float()
+        rows = torch.stack([self._rows(noise, len(x) * positions, self.codewords) for _ in range(self.groups)])
+        rows = rows.to(x.device, non_blocking=True)  # memory that is not pinned is read before this returns
+        group = torch.arange(self.groups, device=x.device)[:, None]
+        # advanced indices: (groups, words, d), and no copy of the batch
+        fresh, dead = planes[rows // positions, group, :, rows % positions].float(), self.count < self.revival
+        self.codebook = torch.where(dead.unsqueeze(-1), fresh, self.codebook)
         # the least count that lives: a batch's time to find vectors of its own
-        self.count[group, word] = self.revival
-        self.total[group, word] = self.codebook[group, word] * self.revival
+        self.count = self.count.clamp(min=self.revival)
+        self.total = torch.where(dead.unsqueeze(-1), fresh * self.revival, self.total)
 
     @staticmethod
     def _rows(noise: np.random.Generator, n: int, k: int) -> Tensor:
@@ -117,10 +123,10 @@ class OnlineVQ:
         return torch.from_numpy(noise.choice(n, size=k, replace=k > n))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"codebook": self.codebook, "count": self.count, "total": self.total, "movement": self.movement,
+        return {"codebook": self.codebook, "count": self.count, "total": self.total, "movement": self._movement,
                 "keys": self.keys.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.codebook, self.count, self.total = state["codebook"], state["count"], state["total"]
-        self.movement = state["movement"]
+        self._movement = state["movement"]
         self.keys.load_state_dict(state["keys"])

@@ -1,6 +1,7 @@
 """The vector quantiser of links: on a processor with Numba by kernels of its own, else by matrix products; the same payloads.
 
-Both take the nearest codeword up to float32's rounding of the distances, so their codes differ between equally near codewords alone.
+All take the nearest codeword up to float32's rounding of the distances, so their codes differ between equally near codewords alone.
+On a GPU nothing here waits for it: codes are sought, packed, unpacked and looked up where the activations are.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracking.codecs.base import finite, header
+from tracking.codecs.base import finite, header, open_payload
 from tracking.codecs.vq import VectorQuantiser
 from tracking.errors import UserError, unknown
+from workbench.decoupled.parcels import pack_bits, stays, unpack_bits
 
 Backend = Literal["auto", "numba", "torch"]
+SCORES = 1 << 26  # of vectors with codewords, that a GPU holds at once: 256 MiB
 
 
 class Tally(NamedTuple):
@@ -29,10 +32,10 @@ class Tally(NamedTuple):
     """(g, K), int64: vectors with each code."""
     sums: Tensor
     """(g, K, d): their sums."""
-    error: float
-    """Sum of squared distances to the codewords."""
-    power: float
-    """Sum of squares."""
+    error: float | Tensor
+    """Sum of squared distances to the codewords; of a batch on a GPU a tensor (), float64, for which nobody has waited."""
+    power: float | Tensor
+    """Sum of squares, likewise."""
 
 
 @cache
@@ -75,8 +78,15 @@ class LinkQuantiser(VectorQuantiser):
         _native(self.codebook, backend)  # refuses what is not there
         self.backend = backend
         self._tiles: np.ndarray | None = None
+        self._copies: dict[torch.device, Tensor] = {}
 
     def codes(self, value: Tensor) -> Tensor:
+        """Index (vectors, groups) of the nearest codeword for every vector of ``value``, int64, on its device.
+
+        Values that are not finite raise ``ValueError`` where they are on the processor; on a GPU nobody looks, and they get some code.
+        """
+        if stays(value):
+            return self._sought(value)
         kernels = _native(value, self.backend)
         return super().codes(value) if kernels is None else self._searched(kernels, value)[0]
 
@@ -101,8 +111,62 @@ class LinkQuantiser(VectorQuantiser):
             finite(value, self.name)  # raises, and says how many
         return codes, packed
 
+    # --- parcels: see :class:`workbench.decoupled.parcels.Kind` --------------------------------------------
+
+    fields = 4
+
+    def pack(self, value: Tensor) -> tuple[bytes, Tensor]:
+        return self.packed(value, self._sought(value))
+
+    def packed(self, value: Tensor, codes: Tensor) -> tuple[bytes, Tensor]:
+        """The parcel of ``value``, whose ``codes`` are known."""
+        return header(value, self.tag) + self.mark.to_bytes(4, "little"), pack_bits(codes.reshape(-1), self.width)
+
+    def unpack(self, head: bytes, body: Tensor) -> Tensor:
+        shape, reader = open_payload(head, self.tag, self.name)
+        if self.strict and reader.unpack("I") != (self.mark,):
+            raise reader.wrong("it was made with another codebook")
+        groups = self._groups(shape)
+        count = torch.Size(shape).numel() // self._d
+        return self._gathered(unpack_bits(body, self.width, count).view(-1, groups), shape)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The codebook, (groups, K, d) or (K, d), on ``device``: copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.codebook.to(device)
+        return self._copies[device]
+
+    def _books_on(self, device: torch.device, groups: int) -> Tensor:
+        own = self.on(device)
+        return own if own.dim() == 3 else own.expand(groups, *own.shape)
+
+    def _sought(self, value: Tensor) -> Tensor:
+        """:meth:`codes` by few large products, a part of the samples at a time."""
+        planes = self._planes(value.detach().float(), groups := self._groups(value.shape))
+        _, _, d, positions = planes.shape
+        books = self._books_on(value.device, groups)
+        constants = -books.square().sum(-1).unsqueeze(1) / 2
+        found = []
+        for part in planes.split(max(SCORES // max(groups * positions * books.shape[1], 1), 1)):
+            v = part.permute(1, 0, 3, 2).reshape(groups, -1, d)
+            # v e - |e|^2 / 2 is greatest where |v - e| is least
+            found.append(torch.baddbmm(constants, v, books.transpose(1, 2)).argmax(-1))
+        return torch.cat(found, 1).T.contiguous() if found else planes.new_empty(0, groups, dtype=torch.int64)
+
+    def _gathered(self, codes: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """:meth:`look_up` by one gather for all groups."""
+        books = self._books_on(codes.device, codes.shape[1])
+        groups, words, d = books.shape
+        rows = torch.nn.functional.embedding(codes + words * torch.arange(groups, device=codes.device), books.reshape(-1, d))
+        out = torch.empty(shape, device=codes.device)
+        planes = self._planes(out, groups)
+        planes.copy_(rows.view(len(planes), planes.shape[-1], groups, d).permute(0, 2, 3, 1))
+        return out
+
     def look_up(self, codes: Tensor, shape: tuple[int, ...]) -> Tensor:
-        kernels = _native(self.codebook, self.backend) if codes.device.type == "cpu" else None
+        if stays(codes):
+            return self._gathered(codes, tuple(shape))
+        kernels = _native(self.codebook, self.backend)
         if kernels is None:
             return super().look_up(codes, shape)
         groups, out = self._groups(shape), torch.empty(shape)
@@ -118,10 +182,12 @@ def tally(x: Tensor, codes: Tensor, books: Tensor, backend: Backend = "auto") ->
         return Tally(*kernels.tally(planes, codes, books))
     v = planes.float().permute(0, 3, 1, 2).reshape(-1, d)
     place = (codes + torch.arange(groups, device=codes.device) * size).reshape(-1)
-    counts = torch.bincount(place, minlength=groups * size).view(groups, size)
+    # not bincount: on a GPU it waits to learn the greatest index
+    counts = torch.zeros(groups * size, dtype=torch.int64, device=v.device).index_add_(0, place, torch.ones_like(place)).view(groups, size)
     sums = torch.zeros(groups * size, d, device=v.device).index_add_(0, place, v).view(groups, size, d)
     error = (v - books.reshape(-1, d)[place]).square().sum(dtype=torch.float64)
-    return Tally(counts, sums, float(error), float(v.square().sum(dtype=torch.float64)))
+    power = v.square().sum(dtype=torch.float64)
+    return Tally(counts, sums, error, power) if stays(v) else Tally(counts, sums, float(error), float(power))
 
 
 def warm_up() -> None:

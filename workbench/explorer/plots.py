@@ -16,7 +16,9 @@ from workbench.explorer.curves import share
 from workbench.method import View
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Bar, Figure
+
+    from tracking.figures import Style
 
 
 class Plots:
@@ -108,6 +110,11 @@ def drawn(view: View) -> Figure:
     figure, styles = go.Figure(), style_of(view.groups)
     if view.kind == "bars":
         figure.add_trace(go.Bar(x=[*view.groups], y=[*view.groups.values()], marker={"color": COLOURS[0]}, name=view.title))
+    elif view.kind == "spans":
+        for name, (rows, begins, ends) in view.groups.items():
+            figure.add_trace(_spans(name, np.asarray(rows), np.asarray(begins, float), np.asarray(ends, float), styles[name]))
+        figure.update_layout(barmode="overlay", bargap=0.35)
+        figure.update_yaxes(autorange="reversed", dtick=1)
     elif view.kind == "matrix":
         (values,) = view.groups.values()
         figure.add_trace(go.Heatmap(z=np.asarray(values, float), colorscale="Cividis", name=view.title))
@@ -120,7 +127,18 @@ def drawn(view: View) -> Figure:
             figure.add_trace(go.Scatter(
                 x=x[kept], y=y[kept], name=name, mode="markers" if view.kind == "points" else "lines",
                 line={"color": look.colour, "dash": look.dash}, marker={"color": look.colour, "symbol": look.marker}))
-    figure.update_layout(layout(view.title, "", caption, len(view.groups) if view.kind in ("points", "lines") else 0))
+    figure.update_layout(layout(view.title, "", caption, len(view.groups) if view.kind in ("points", "lines", "spans") else 0))
     figure.update_xaxes(title_text=html.escape(view.x))
     figure.update_yaxes(title_text=html.escape(view.y))
     return figure
+
+
+def _spans(name: str, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, look: Style) -> Bar:
+    """Bars from begin to end in their rows, at most 2000 of them; kinds are told apart by colour and by hatching."""
+    import plotly.graph_objects as go
+
+    kept = slice(None, 2000)
+    return go.Bar(y=rows[kept], base=begins[kept], x=(ends - begins)[kept], orientation="h", name=name, showlegend=True,
+                  marker={"color": look.colour, "pattern": {"shape": look.hatch, "fgcolor": "#fff", "size": 6, "solidity": 0.25},
+                          "line": {"color": "#fff", "width": 1}},
+                  customdata=ends[kept], hovertemplate="%{base:.4~g} to %{customdata:.4~g}")

@@ -95,6 +95,27 @@ class Averaging:
         return u
 
 
+@dataclass(frozen=True)
+class AboutMean:
+    """An average less its mean over all nodes, ``(I - 1 1^T / N) 𝒜``: what of it differs between nodes."""
+
+    average: Averaging
+    nonnegative = False
+
+    @property
+    def kind(self) -> str:
+        return self.average.kind
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """``𝒜 u`` less its mean."""
+        smooth = self.average(u)
+        return smooth - smooth.mean(0)
+
+    def gram(self, u: Tensor) -> Tensor:
+        """The transpose of this operator times the operator times ``u``; taking the mean off twice is taking it off once."""
+        return self.average.adjoint(self(u))
+
+
 def averaging(
     adjacency: Tensor,
     kind: str = "symmetric",

@@ -1,15 +1,16 @@
 """Complex filters on node features, real matrices ``[Re | Im]`` ``(P, 2K)``, and how they are learnt without labels.
 
 An isometry has orthonormal rows (``2K >= P``: norms are kept) or, with fewer filters, orthonormal columns (norms do not
-grow). Learning maximises the energy that averaging leaves of the moduli, ``|A |Y W| |_F^2``. With averages of
-non-negative entries this is a convex function of W, so that each solver here climbs: ``mm`` takes the isometry that
-maximises the tangent at the present one, found by the polar decomposition of the gradient (minorise-maximise; Journée,
-Nesterov, Richtárik & Sepulchre, JMLR 2010), ``pgd`` makes a gradient step and projects. The constraint on W follows E.
-Oyallon, "Interferometric Graph Transform", ICML 2020 (arXiv:2006.05722).
+grow). Learning maximises energy that averaging leaves of the moduli. The constraint on W follows E. Oyallon,
+"Interferometric Graph Transform", ICML 2020 (arXiv:2006.05722), whose loss counts all of that energy, ``|A |Y W|
+|_F^2`` (objective ``energy``). Its constant part, the mean over all nodes, tells no community from another, and it
+works against what does: where neighbourhoods mix communities, moduli of unequal means lose energy and moduli of one
+mean do not, so the most energy is kept by filters that all communities answer alike. Objective ``variation``, ours,
+counts what is left when the mean over nodes is taken off, ``|(I - 1 1^T / N) A |Y W| |_F^2``.
 
-What is maximised is what averaging keeps, which is not what tells communities apart: where neighbourhoods mix
-communities, the mean of unequal moduli has less energy than that of equal ones, so learning leans towards filters that
-all communities answer alike. Random isometries (solver ``none``) can separate such communities better.
+With averages of non-negative entries the first is a convex function of W, and ``mm`` climbs: it takes the isometry that
+maximises the tangent at the present one, found by the polar decomposition of the gradient (minorise-maximise; Journée,
+Nesterov, Richtárik & Sepulchre, JMLR 2010). ``pgd`` makes a gradient step, projects, and climbs always.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def moduli(y: Tensor, w: Tensor) -> Tensor:
 
 
 def energy_gradient(y: Tensor, w: Tensor, gram: Gram) -> tuple[float, Tensor]:
-    """``f(W) = |A |yW| |_F^2`` and its gradient ``(P, 2K)``; ``gram`` is A^T A.
+    """``f(W) = |A |yW| |_F^2`` and its gradient ``(P, 2K)``; ``gram`` is A^T A, of an average or of another operator.
 
     The gradient is ``2 y^T (Z * B / |Z|)`` with ``Z = yW`` and ``B = A^T A |Z|``; where ``Z`` is 0 it is a subgradient.
     Two products with ``y`` and two averages; filters are taken in slices, so that the memory is that of ``y`` and of
@@ -152,22 +153,23 @@ def mm_step(gradient: Tensor, constraint: str) -> Tensor:
     return farthest(gradient, constraint)
 
 
-def pgd_step(
-    y: Tensor, w: Tensor, energy: float, gradient: Tensor, gram: Gram, constraint: str, lr: float
-) -> tuple[Tensor, float, Tensor, float]:
-    """One projected gradient step, halved until the energy does not fall; returns filters, energy and gradient there,
-    and the step taken.
+def curvature(y: Tensor) -> float:
+    """The largest curvature of ``|yW|_F^2`` as a function of W: what steps of :func:`pgd_step` are measured in."""
+    return 2 * torch.linalg.eigvalsh((y.T @ y).double())[-1].item()
 
-    ``lr`` is in units of the inverse largest curvature of ``|yW|_F^2``, so it knows neither the number of nodes nor the
-    scale of features. If nothing is gained however small the step, the filters stay and the step returned is 0.
+
+def pgd_step(
+    y: Tensor, w: Tensor, energy: float, gradient: Tensor, gram: Gram, constraint: str, step: float
+) -> tuple[Tensor, float, Tensor, float]:
+    """One projected gradient step, cut to a quarter until the energy does not fall; returns filters, energy and gradient
+    there, and the step taken.
+
+    If nothing is gained however small the step, the filters stay and the step returned is 0.
     """
-    scale = 2 * torch.linalg.eigvalsh((y.T @ y).double())[-1].item()
-    if scale == 0:
-        return w, energy, gradient, 0.0
     for _ in range(20):
-        new = project(w + lr / scale * gradient, constraint)
+        new = project(w + step * gradient, constraint)
         found, slope = energy_gradient(y, new, gram)
         if found >= energy:
-            return new, found, slope, lr
-        lr /= 2
+            return new, found, slope, step
+        step /= 4
     return w, energy, gradient, 0.0

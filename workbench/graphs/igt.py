@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from tracking.errors import UserError, unknown
-from workbench.graphs.averaging import Averaging, averaging
+from workbench.graphs.averaging import AboutMean, Averaging, averaging
 from workbench.graphs.filters import (
     CONSTRAINTS,
     ROWS,
+    curvature,
     energy_gradient,
     mm_step,
     moduli,
@@ -34,6 +35,9 @@ from workbench.graphs.inputs import as_graph, normalise_rows
 from workbench.graphs.spectrum import principal_directions
 
 SOLVERS = ("auto", "mm", "pgd", "none")
+OBJECTIVES = ("variation", "energy")
+LONGEST = 1e6
+"""Step of ``pgd`` beyond which a longer one changes nothing: the gradient alone is projected."""
 
 
 def cascade(
@@ -56,7 +60,8 @@ class FilterSearch:
     """Learning of one order's filters on fixed signals ``y`` ``(N, P)``: what it remembers from step to step.
 
     ``w`` ``(P, 2K)`` always satisfies the constraint; ``energy`` and ``gradient`` are those of ``|A |y W| |_F^2`` at
-    ``w``, ``total`` is ``|y|_F^2``. ``finished`` is set when no step gains anything.
+    ``w``, with A the operator of :func:`goal_of`; ``total`` is ``|y|_F^2``. ``finished`` is set when no step gains
+    anything.
     """
 
     y: Tensor
@@ -65,20 +70,23 @@ class FilterSearch:
     gradient: Tensor
     total: float
     lr: float
+    """Next step of ``pgd`` in inverse curvatures, which know neither the number of nodes nor the scale of features."""
     finished: bool = False
+    curvature: float = 0.0
+    """Of ``|yW|_F^2``; 0 before the first step that needs it."""
 
     @classmethod
-    def begin(cls, y: Tensor, w: Tensor, operator: Averaging, lr: float = 1.0) -> FilterSearch:
+    def begin(cls, y: Tensor, w: Tensor, operator: Averaging | AboutMean, lr: float = 1.0) -> FilterSearch:
         """A search that starts from the filters ``w``."""
         total = sum(part.double().square().sum().item() for part in y.split(ROWS))
         return cls(y, w.to(y), *energy_gradient(y, w.to(y), operator.gram), total, lr, finished=total == 0)
 
     @property
     def ratio(self) -> float:
-        """Share of the energy of ``y`` that averaging leaves of the moduli; it does not fall from step to step."""
+        """Share of the energy of ``y`` that the operator leaves of the moduli; it does not fall from step to step."""
         return self.energy / self.total if self.total else 0.0
 
-    def step(self, operator: Averaging, solver: str = "auto", constraint: str = "isometry") -> None:
+    def step(self, operator: Averaging | AboutMean, solver: str = "auto", constraint: str = "isometry") -> None:
         """One iteration of the solver."""
         solver = resolve_solver(solver, operator)
         if solver == "none" or self.finished:
@@ -87,19 +95,31 @@ class FilterSearch:
             self.w = mm_step(self.gradient, constraint)
             self.energy, self.gradient = energy_gradient(self.y, self.w, operator.gram)
         else:
-            self.w, self.energy, self.gradient, lr = pgd_step(
-                self.y, self.w, self.energy, self.gradient, operator.gram, constraint, self.lr
+            self.curvature = self.curvature or curvature(self.y)
+            tried = self.lr / self.curvature
+            self.w, self.energy, self.gradient, step = pgd_step(
+                self.y, self.w, self.energy, self.gradient, operator.gram, constraint, tried
             )
-            self.lr, self.finished = lr or self.lr, lr == 0
+            self.finished = step == 0
+            if step:  # a step that went well at once may be too short
+                self.lr = min(4 * self.lr, LONGEST) if step == tried else step * self.curvature
 
 
-def resolve_solver(solver: str, operator: Averaging) -> str:
+def goal_of(operator: Averaging, objective: str) -> Averaging | AboutMean:
+    """The operator whose energy of moduli is maximised: the average, or what of it differs between nodes."""
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
+    return AboutMean(operator) if objective == "variation" else operator
+
+
+def resolve_solver(solver: str, operator: Averaging | AboutMean) -> str:
     """``auto`` becomes ``mm``, or ``pgd`` where the operator has negative entries, with which ``mm`` need not climb."""
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     if solver == "mm" and not operator.nonnegative:
         raise UserError(
-            f"Solver 'mm' needs an average without negative entries, and {operator.kind!r} has some. Choose 'pgd' or 'auto'."
+            "Solver 'mm' needs an operator without negative entries: objective 'energy', and an average other than "
+            "'lowrank'. Choose solver 'pgd' or 'auto'."
         )
     return ("mm" if operator.nonnegative else "pgd") if solver == "auto" else solver
 
@@ -132,18 +152,20 @@ class InterferometricGraphTransform:
         self_loops: weight of the edge of a node to itself.
         rank: eigenvectors of ``lowrank``.
         centred: filter what averaging removes (``U - A U``), or all of it.
+        objective: what of the averaged moduli's energy learning maximises: ``variation`` between nodes, or all
+            ``energy``, see :mod:`workbench.graphs.filters`.
         solver: ``mm``, ``pgd``, ``auto`` (``mm`` where it is sure to climb) or ``none`` (random filters).
         constraint: ``isometry``, ``contraction`` or ``rows``, see :mod:`workbench.graphs.filters`.
         iterations: steps of the solver for each order, at most.
         tol: relative gain of energy under which an order ends before.
-        lr: first step of ``pgd``, see :func:`workbench.graphs.filters.pgd_step`.
+        lr: first step of ``pgd``, in inverse curvatures of the energy of filtered features; it grows and shrinks.
         normalise: norm of each node's features, ``l2``, ``l1`` or ``none``.
         seed: of the first filters; one seed gives the same filters on every device up to rounding.
         device: where to compute; ``None``: where the features are.
         dtype: ``float32`` or ``float64``.
 
     After :meth:`fit`: ``basis_`` ``(P, P')``; ``filters_``, a list of ``(P_n, 2 K_n)``; ``ratios_``, for each order the
-    share of energy kept before and after each step; ``n_features_in_``. Learnt are these alone, so another graph with
+    share of energy before and after each step; ``n_features_in_``. Learnt are these alone, so another graph with
     the same features can be transformed.
 
     Graphs are given as :func:`workbench.graphs.inputs.as_graph` describes: a PyG ``Data``, a NetworkX graph, or ``(x,
@@ -160,11 +182,12 @@ class InterferometricGraphTransform:
         self_loops: float = 1.0,
         rank: int = 64,
         centred: bool = True,
+        objective: str = "variation",
         solver: str = "auto",
         constraint: str = "isometry",
         iterations: int = 25,
         tol: float = 1e-4,
-        lr: float = 1.0,
+        lr: float = 100.0,
         normalise: str = "l2",
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -207,13 +230,13 @@ class InterferometricGraphTransform:
 
     def transform(self, graph: Any) -> Any:
         """Features ``(N, D)``, all orders side by side: a tensor for features given as one, else a NumPy array."""
-        u, operator, like = self._prepare(graph, fitting=False)
-        return like(torch.cat(list(cascade(u, operator, self.filters_, self.centred)), 1))
+        orders, like = self._orders(graph)
+        return like(torch.cat(list(orders), 1))
 
     def orders_of(self, graph: Any) -> list[Any]:
         """The orders ``S_0, S_1 …`` apart, each ``(N, D_n)``."""
-        u, operator, like = self._prepare(graph, fitting=False)
-        return [like(s) for s in cascade(u, operator, self.filters_, self.centred)]
+        orders, like = self._orders(graph)
+        return [like(s) for s in orders]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names ``s<order>_<number>`` of the columns."""
@@ -221,17 +244,22 @@ class InterferometricGraphTransform:
         sizes = [self.basis_.shape[1], *(w.shape[1] // 2 for w in self.filters_)]
         return np.array([f"s{order}_{i}" for order, size in enumerate(sizes) for i in range(size)], dtype=object)
 
+    def _orders(self, graph: Any) -> tuple[Iterator[Tensor], Callable[[Tensor], Any]]:
+        u, operator, like = self._prepare(graph, fitting=False)
+        filters = [w.to(u) for w in self.filters_]  # learnt on another device perhaps
+        return cascade(u, operator, filters, self.centred), like
+
     def _learn(self, u: Tensor, operator: Averaging, draw: torch.Generator | None = None) -> list[Tensor]:
         """Learn the filters, the first ones drawn from ``draw``; returns the orders of ``u``."""
-        draw = draw or torch.Generator().manual_seed(self.seed)
+        draw, goal = draw or torch.Generator().manual_seed(self.seed), goal_of(operator, self.objective)
         self.filters_, self.ratios_, smooth = [], [], [operator(u)]
         for count in filter_counts(u.shape[1], self.orders, self.filters):
             y = u - smooth[-1] if self.centred else u
             start = random_filters(y.shape[1], count, draw)
-            search = FilterSearch.begin(y, project(start, self.constraint), operator, self.lr)
+            search = FilterSearch.begin(y, project(start, self.constraint), goal, self.lr)
             ratios = [search.ratio]
             for _ in range(self.iterations):
-                search.step(operator, self.solver, self.constraint)
+                search.step(goal, self.solver, self.constraint)
                 ratios.append(search.ratio)
                 if search.finished or ratios[-1] - ratios[-2] < self.tol * ratios[-2]:
                     break

@@ -1,4 +1,5 @@
-"""A linear probe: multinomial logistic regression on frozen features, its penalty chosen on validation nodes.
+"""A linear probe: multinomial logistic regression on frozen features, its penalty, and the relative scale of the
+features' blocks, chosen on validation nodes.
 
 The problem of scikit-learn's ``LogisticRegression`` (penalty L2, free intercept), for the whole grid of penalties at
 once and in torch: a compute node needs nothing else. Features enter through the span of the training rows alone, where
@@ -8,7 +9,7 @@ Comp. 1980) needs some tens of iterations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tracking.errors import UserError
+from workbench.graphs.scaling import SCALINGS, block_weights
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Inverse strengths of the penalty; meant for features that :func:`scale_blocks` has scaled."""
+"""Inverse strengths of the penalty; meant for features of spread 1, as :func:`probe_blocks` scales them."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe at the best penalty."""
+    """A fitted probe at the best scaling and penalty."""
 
     c: float
     weight: Tensor
@@ -34,27 +36,13 @@ class Probe:
     val_accuracy: float
     test_accuracy: float
     grid: dict[float, float]
-    """Validation accuracy of every penalty."""
+    """Validation accuracy of every penalty, with the chosen scaling."""
+    scaling: str = ""
+    """How the blocks were scaled; ``weight`` is for features as they are."""
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels of features ``(n, D)``."""
         return self.classes[(features.to(self.weight.dtype) @ self.weight + self.bias).argmax(1)]
-
-
-def scale_blocks(blocks: Sequence[Tensor]) -> Tensor:
-    """The blocks ``(N, D_b)`` side by side, each divided by the root mean square of its deviations from feature means.
-
-    One number a block, so that rare features stay small. Means do not count: the probe's intercept takes them up, and
-    moduli vary little around large ones. A block of constants stays as it is.
-    """
-    spreads = [_spread(b) for b in blocks]
-    return torch.cat([b / s if s > 1e-12 else b for b, s in zip(blocks, spreads, strict=True)], 1)
-
-
-def _spread(block: Tensor) -> float:
-    mean = block.mean(0, dtype=torch.float64)
-    total = sum((part - mean).square().sum() for part in block.split(65_536))  # float64, a part at a time
-    return (total / block.numel()).sqrt().item()
 
 
 def linear_probe(
@@ -63,41 +51,80 @@ def linear_probe(
     """Fit on the nodes ``train``, choose among ``grid`` by accuracy on ``val``, of equals by cross-entropy there, and
     measure on ``test``.
 
-    ``features`` ``(N, D)``, ``y`` int64 ``(N,)``, masks bool ``(N,)``. A value ``c`` of the grid stands for the
-    objective ``c * sum of cross-entropies + |weight|^2 / 2``. Raises :class:`tracking.errors.UserError` for features
-    that are not finite.
+    ``features`` ``(N, D)``, taken as they are; ``y`` int64 ``(N,)``, masks bool ``(N,)``. A value ``c`` of the grid
+    stands for the objective ``c * sum of cross-entropies + |weight|^2 / 2``. Raises
+    :class:`tracking.errors.UserError` for features that are not finite.
     """
+    return _best([features], {"": [1.0]}, y, train, val, test, grid)
+
+
+def probe_blocks(
+    blocks: Sequence[Tensor],
+    y: Tensor,
+    train: Tensor,
+    val: Tensor,
+    test: Tensor,
+    grid: Sequence[float] = C_GRID,
+    scalings: Sequence[str] = SCALINGS,
+) -> Probe:
+    """:func:`linear_probe` on blocks ``(N, D_b)`` side by side, their scaling chosen on ``val`` together with the penalty.
+
+    The scalings are those of :func:`workbench.graphs.scaling.block_weights`. Of a single block all are the same.
+    """
+    if not scalings:
+        raise UserError("The probe has no scaling of blocks to choose from; name at least one.")
+    weights = {name: block_weights(blocks, name) for name in (scalings if len(blocks) > 1 else scalings[:1])}
+    return _best(blocks, weights, y, train, val, test, grid)
+
+
+def _best(
+    blocks: Sequence[Tensor],
+    scalings: Mapping[str, Sequence[float]],
+    y: Tensor,
+    train: Tensor,
+    val: Tensor,
+    test: Tensor,
+    grid: Sequence[float],
+) -> Probe:
+    """The probe of the scaling and penalty that are best on the validation nodes."""
     if not grid or min(grid) <= 0:
         raise UserError(f"The probe's grid of penalties is {tuple(grid)!r}; it needs at least one value, all positive.")
-    x = features[train].double()
-    if not x.isfinite().all():
+    inputs, valued, tested = (torch.cat([b[mask].double() for b in blocks], 1) for mask in (train, val, test))
+    if not inputs.isfinite().all():
         raise UserError(
             "The features are not finite (NaN or infinity), so no probe can be fitted. Did the method diverge?"
         )
     classes, target = y[train].unique(return_inverse=True)
+    cs = torch.tensor(sorted(grid), dtype=torch.float64, device=inputs.device)
+    widths = torch.tensor([b.shape[1] for b in blocks], device=inputs.device)
+    fits = []
+    for name, weights in scalings.items():
+        scale = inputs.new_tensor(weights).repeat_interleave(widths)
+        w, b, accuracies, surprise = _fitted(inputs * scale, target, classes, valued * scale, y[val], cs)
+        at = int(torch.where(accuracies == accuracies.max(), surprise, torch.inf).argmin())
+        rank = (-accuracies[at].item(), surprise[at].item())
+        fits.append((rank, at, name, scale[:, None] * w[:, at], b[at], accuracies))
+    _, at, name, weight, bias, accuracies = min(fits, key=lambda fit: fit[0])
+    right = classes[(tested @ weight + bias).argmax(1)] == y[test]
+    table = dict(zip(cs.tolist(), accuracies.tolist(), strict=True))
+    c = cs[at].item()
+    return Probe(c, weight, bias, classes, table[c], right.double().mean().item(), table, name)
+
+
+def _fitted(
+    x: Tensor, target: Tensor, classes: Tensor, val_x: Tensor, val_y: Tensor, cs: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights ``(D, G, classes)``, intercepts ``(G, classes)``, validation accuracy and cross-entropy ``(G,)``."""
     mean = x.mean(0)
     z, back = principal_coordinates(x - mean)
-    cs = torch.tensor(sorted(grid), dtype=torch.float64, device=x.device)
     w, b = fit_grid(z, target, len(classes), cs)
-    val_z = (features[val].double() - mean) @ back
-    out = torch.einsum("nr,rgk->ngk", val_z, w) + b  # (nodes, penalties, classes)
-    right = classes == y[val][:, None]
+    out = torch.einsum("nr,rgk->ngk", (val_x - mean) @ back, w) + b  # (nodes, penalties, classes)
+    right = classes == val_y[:, None]
     accuracies = right.gather(1, out.argmax(2)).double().mean(0)
     # of equals the one that is surest of what is right; a class that does not train is foretold by none
     surprise = -(out.log_softmax(2) * right[:, None]).sum(2).mean(0)
-    best = int(torch.where(accuracies == accuracies.max(), surprise, torch.inf).argmin())
-    weight = back @ w[:, best]
-    bias = b[best] - mean @ weight
-    right = classes[(features[test].double() @ weight + bias).argmax(1)] == y[test]
-    return Probe(
-        cs[best].item(),
-        weight,
-        bias,
-        classes,
-        accuracies[best].item(),
-        right.double().mean().item(),
-        dict(zip(cs.tolist(), accuracies.tolist(), strict=True)),
-    )
+    weight = torch.einsum("dr,rgk->dgk", back, w)
+    return weight, b - torch.einsum("d,dgk->gk", mean, weight), accuracies, surprise
 
 
 def principal_coordinates(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tracking.errors import UserError
 from workbench.llm.architecture import Layout, device_of
+from workbench.llm.linear import dense
 from workbench.method import derive_seed
 
 NEEDS = frozenset({"inputs", "hessian", "fisher"})
@@ -99,7 +100,12 @@ class Stream:
     @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
         """Replace the hidden states by the block's outputs."""
-        self.hidden = torch.cat(list(self.run(block)))
+        with dense(block):  # every batch multiplies by the same matrices
+            self.hidden = torch.cat(list(self.run(block)))
+
+    def to(self, device: torch.device | str) -> Stream:
+        """The same stream on a device."""
+        return Stream(self.hidden.to(device), {size: _moved(call, device) for size, call in self.calls.items()}, self.batch)
 
     @torch.no_grad()
     def statistics(self, block: nn.Module, linears: Mapping[str, nn.Module], seed: int, samples: int = 1024) -> dict[str, LayerStatistics]:
@@ -117,6 +123,15 @@ class Stream:
         if unseen:
             raise UserError(f"No calibration token reached {', '.join(unseen)}. Leave them out of `targets`.")
         return {name: gather.sums[gather.leader[name]] for name in linears}
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """Arguments of a block with their tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(v, device) for name, v in value.items()}
+    return type(value)(_moved(v, device) for v in value) if type(value) in (list, tuple) else value
 
 
 @dataclass

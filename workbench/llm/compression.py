@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tracking.errors import UserError
 from tracking.memory import give_back
-from workbench.llm.architecture import layout_of
+from workbench.llm.architecture import device_of, layout_of
 from workbench.llm.calibration import LayerStatistics, Stream, fisher
 from workbench.llm.compressed import Compressed, file_of, finish_folder, payload_of, write_block
 from workbench.llm.linear import replace
@@ -33,7 +33,7 @@ Progress = Callable[[int, int, MatrixReport], None]
 def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *, calibration: Tensor | None = None,
              folder: str | Path | None = None, layers: Iterable[int] | None = None, targets: Iterable[str] | None = None,
              budget: float | None = None, tuning: BlockTuning | None = None, progress: Progress | None = None, seed: int = 0,
-             dtype: torch.dtype | None = None) -> Compressed:
+             dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Compressed:
     """Compress the linear layers of the decoder blocks.
 
     Embeddings, norms and the head stay as they are, tied or not; :meth:`Compressed.kept` lists them.
@@ -56,6 +56,8 @@ def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *,
         progress: called after each matrix.
         seed: of all that is drawn; each matrix has a generator of its own.
         dtype: of the weights read from a folder; ``None``: as they lie there.
+        device: where blocks are compressed, such as ``cuda``. A block is moved there and, compressed, to where it was; of
+            the model only the present block and the calibration's hidden states take room there. ``None``: where the model is.
     """
     source = source_of(model)
     if isinstance(source, Folder):
@@ -73,7 +75,8 @@ def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *,
     if "fisher" in needs and isinstance(source, Folder):
         raise UserError(f"{type(quantiser).__name__} needs gradients of the whole model: load it and give the model "
                         f"itself, not its folder.")
-    work = _Work(source, quantiser, calibration, tuning, seed, progress, Path(folder) if folder is not None else None)
+    work = _Work(source, quantiser, calibration, tuning, seed, progress, Path(folder) if folder is not None else None,
+                 None if device is None else torch.device(device))
     with torch.no_grad():
         return work.run(budget)
 
@@ -89,6 +92,7 @@ class _Work:
     seed: int
     progress: Progress | None
     folder: Path | None
+    device: torch.device | None
     reports: dict[str, MatrixReport] = field(default_factory=dict)
     plan: Mapping[str, Callable[..., Packed]] = field(default_factory=dict)
 
@@ -120,28 +124,39 @@ class _Work:
         if self.calibration is None:
             return None
         with self.source.entrance() as model:
-            return Stream.at_entrance(model, self.source.layout, self.calibration)
+            stream = Stream.at_entrance(model, self.source.layout, self.calibration)
+        return stream if self.device is None else stream.to(self.device)
 
     def _block(self, index: int, names: tuple[str, ...], stream: Stream | None, squares: dict[str, Tensor],
                mark: Mapping[str, str]) -> dict[str, Any]:
         """Compress one block, or take it from its file; move the stream behind it."""
         block = self.source.open(index)
-        prefix = f"{self.source.layout.prefix}.{index}."
+        home, prefix = device_of(block), f"{self.source.layout.prefix}.{index}."
         file = self.folder and self.folder / file_of(index)
-        if file and file.is_file():
+        finished = bool(file) and file.is_file()
+        if finished:
             self._take(file, block, prefix)
-            facts = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
         else:
+            self._move(block)
             target = torch.cat(list(stream.run(block))) if self.tuning is not None and names else None
             self._matrices(block, prefix, names, stream, squares, mark)
+            self._move(block)  # matrices that came from their files
             if target is not None:
                 with torch.enable_grad():
                     tune_block(stream, block, target, self.tuning, self.seed, index)
-            facts = write_block(self.folder, self.source.model, self.source.layout, index,
-                                mark | {"reports": json.dumps([asdict(self.reports[n]) for n in names])}) if self.folder else {}
         if stream is not None:
+            self._move(block)
             stream.advance(block)
-        return facts
+        if self.device is not None:
+            block.to(home)
+        if finished:
+            return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+        reports = json.dumps([asdict(self.reports[n]) for n in names])
+        return write_block(self.folder, self.source.model, self.source.layout, index, mark | {"reports": reports}) if self.folder else {}
+
+    def _move(self, block: nn.Module) -> None:
+        if self.device is not None:
+            block.to(self.device)
 
     def _matrices(self, block: nn.Module, prefix: str, names: tuple[str, ...], stream: Stream | None, squares: dict[str, Tensor],
                   mark: Mapping[str, str]) -> None:
@@ -157,7 +172,7 @@ class _Work:
             if name not in found:
                 mine = stats.get(name)
                 if name in squares:
-                    mine.fisher = squares[name]
+                    mine.fisher = squares[name].to(weight.device)
                 packed = quantise(name, weight, self.plan.get(name, self.quantiser), mine, self.seed)
                 report = judge(name, weight, packed, mine)
                 report.seconds = time.perf_counter() - started
@@ -180,7 +195,8 @@ class _Work:
             for index, names in enumerate(self.source.layout.names):
                 block = self.source.open(index)
                 for name in names:
-                    yield name, block.get_submodule(name.removeprefix(f"{self.source.layout.prefix}.{index}.")).weight.detach().float()
+                    weight = block.get_submodule(name.removeprefix(f"{self.source.layout.prefix}.{index}.")).weight
+                    yield name, weight.detach().to(self.device or weight.device, torch.float32)
                 self.source.close(index)
 
         self.plan = plan(matrices(), budget)

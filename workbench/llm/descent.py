@@ -39,16 +39,18 @@ def descend(approximate: Callable[[], Tensor], groups: list[dict[str, Any]], wei
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warm) * (1 - step / max(1, steps)))
-    whole = float(row_errors(weight, hessian).sum()) or 1.0
-    objective: list[float] = []
-    best = [p.detach().clone() for p in parameters]
+    whole = row_errors(weight, hessian).sum()
+    whole = torch.where(whole == 0, torch.ones_like(whole), whole)
+    objective: list[Tensor] = []  # stays where it is computed: a GPU need not be waited for at each step
+    best, least = [p.detach().clone() for p in parameters], torch.full_like(whole, torch.inf)
     for step in range(steps + 1):
         approximation = approximate()
         error = weight - approximation.detach()
         pulled = error @ hessian  # serves the objective and its gradient
-        objective.append(float((pulled * error).sum()) / whole)
-        if objective[-1] <= min(objective):
-            best = [p.detach().clone() for p in parameters]
+        objective.append((pulled * error).sum() / whole)
+        better = objective[-1] <= least
+        least = torch.where(better, objective[-1], least)
+        best = [torch.where(better, p.detach(), b) for p, b in zip(parameters, best, strict=True)]
         if step < steps:
             optimizer.zero_grad()
             approximation.backward(pulled * (-2 / whole))
@@ -57,4 +59,4 @@ def descend(approximate: Callable[[], Tensor], groups: list[dict[str, Any]], wei
     with torch.no_grad():
         for p, value in zip(parameters, best, strict=True):
             p.requires_grad_(False).copy_(value)
-    return objective
+    return torch.stack(objective).tolist()

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.llm.formats_uniform import group_starts, pack_uniform, per_input, unpack_uniform
+from workbench.llm.formats_uniform import group_count, groups_of, pack_uniform, per_input, unpack_uniform
 from workbench.llm.formats_vq import index_bits
 from workbench.llm.packed import Packed, decoder, pack_bits, unpack_bits
 from workbench.llm.vq.normal_float import nearest_level, normal_float
@@ -56,18 +56,20 @@ class UniformGrid:
 
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Steps:
         """The grid of every group of ``weight`` (p, q). With ``importance`` (q,), clipping minimises ``sum importance (w - w')^2``."""
-        parts = [self._fit_group(weight[:, a:b], None if importance is None else importance[a:b])
-                 for a, b in group_starts(weight.shape[1], self.group_size)]
-        return Steps(torch.stack([s for s, _ in parts], 1), torch.stack([z for _, z in parts], 1))
+        groups = groups_of(weight, self.group_size)
+        weights = [None] * len(groups) if importance is None else groups_of(importance[None], self.group_size)
+        parts = [self._fit_groups(w, i) for w, i in zip(groups, weights, strict=True)]
+        return Steps(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
 
-    def _fit_group(self, w: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _fit_groups(self, w: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scales and zero points (p, groups) of groups of one length, (p, groups, length)."""
         best: tuple[Tensor, Tensor] | None = None
         for step in range(self.clip):
             scale, zero = self._range(w, 1 - (1 - self.least) * step / self.clip)
             if self.clip == 1:
                 return scale, zero
-            error = (w - self._round(w, scale[:, None], zero[:, None])).abs()
-            error = error.pow(2.4).sum(1) if importance is None else (error.square() * importance).sum(1)
+            error = (w - self._round(w, scale[..., None], zero[..., None])).abs()
+            error = error.pow(2.4).sum(2) if importance is None else (error.square() * importance).sum(2)
             if best is None:
                 best, least = (scale, zero), error
             better = error < least
@@ -78,9 +80,9 @@ class UniformGrid:
 
     def _range(self, w: Tensor, share: float) -> tuple[Tensor, Tensor]:
         if self.symmetric:
-            scale = stored_half(w.abs().amax(1) * share / (2 ** (self.bits - 1) - 1))
+            scale = stored_half(w.abs().amax(2) * share / (2 ** (self.bits - 1) - 1))
             return scale, torch.full_like(scale, 2 ** (self.bits - 1))
-        low, high = w.amin(1).clamp(max=0) * share, w.amax(1).clamp(min=0) * share
+        low, high = w.amin(2).clamp(max=0) * share, w.amax(2).clamp(min=0) * share
         scale = stored_half((high - low) / self.top)
         return scale, (-low / scale).round().clamp(0, self.top)
 
@@ -143,7 +145,7 @@ class NormalFloatGrid:
         if self.scales == "double":
             scales = block_scales(weight, self.group_size or q)
             return {"scales.codes": scales.codes, "scales.tops": scales.tops, "scales.offset": scales.offset}, scales.dense(p, q)
-        largest = torch.stack([weight[:, a:b].abs().amax(1) for a, b in group_starts(q, self.group_size)], 1)
+        largest = torch.cat([w.abs().amax(2) for w in groups_of(weight, self.group_size)], 1)
         return {"scales": largest.clamp(max=HUGE).half()}, per_input(stored_half(largest), q, self.group_size)
 
 
@@ -175,7 +177,7 @@ def unpack_grid(packed: Packed) -> Tensor:
     """``s level[code]``, or ``s (code - z)`` with z in fp16."""
     (p, q), meta, tensors = packed.shape, packed.meta, packed.tensors
     bits, size = meta["bits"], meta["group_size"]
-    groups = len(group_starts(q, size))
+    groups = group_count(q, size)
     if "scales.codes" in tensors:
         scale = BlockScales(tensors["scales.codes"], tensors["scales.tops"], tensors["scales.offset"], size or q).dense(p, q)
     else:

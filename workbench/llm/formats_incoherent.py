@@ -28,14 +28,19 @@ def mixing(size: int) -> Tensor:
     return matrix.float()
 
 
+@cache
+def _mixing_on(size: int, device: torch.device) -> Tensor:
+    return mixing(size).to(device)
+
+
 def rotate(x: Tensor, signs: Tensor) -> Tensor:
     """``x U^T`` with ``U = mixing diag(signs)``: each row of x (…, n) is rotated."""
-    return (x * signs) @ mixing(x.shape[-1]).to(x)
+    return (x * signs) @ _mixing_on(x.shape[-1], x.device).to(x.dtype)
 
 
 def rotate_back(x: Tensor, signs: Tensor) -> Tensor:
     """``x U``: the inverse of :func:`rotate`."""
-    return (x @ mixing(x.shape[-1]).to(x)) * signs
+    return (x @ _mixing_on(x.shape[-1], x.device).to(x.dtype)) * signs
 
 
 def pack_incoherent(codes: Tensor, step: Tensor, bits: int, row_signs: Tensor, column_signs: Tensor,

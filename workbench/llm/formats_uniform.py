@@ -21,10 +21,18 @@ TILE = 1 << 16
 holds."""
 
 
-def group_starts(q: int, group_size: int) -> list[tuple[int, int]]:
-    """Begin and end of each group of a row of q inputs."""
+def group_count(q: int, group_size: int) -> int:
+    """Groups of a row of q inputs."""
+    return -(-q // (group_size or q))
+
+
+def groups_of(values: Tensor, group_size: int) -> list[Tensor]:
+    """The groups of each row of ``values`` (p, q): (p, groups, length) of the full ones, then of a shorter last one where there is one."""
+    p, q = values.shape
     size = group_size or q
-    return [(start, min(start + size, q)) for start in range(0, q, size)]
+    count = q // size
+    parts = [values[:, :count * size].reshape(p, count, size), values[:, count * size:].reshape(p, 1, q - count * size)]
+    return [part for part in parts if 0 not in part.shape]
 
 
 def per_input(values: Tensor, q: int, group_size: int) -> Tensor:
@@ -65,8 +73,10 @@ def zero_points(packed: Packed) -> Tensor | int:
 @fused("uniform")
 def times_uniform(packed: Packed, x: Tensor) -> Tensor:
     """x (n, q) float32 to ``x W^T`` (n, p): by a Numba kernel that reads each code once where there is one, else a few
-    rows of W at a time."""
-    if x.device.type == "cpu" and (product := _kernel(packed)) is not None:
+    rows of W at a time. On a GPU, where many small steps would wait for each other, all of W is decoded."""
+    if x.device.type != "cpu":
+        return x @ unpack_uniform(packed).T
+    if (product := _kernel(packed)) is not None:
         return product(packed, x)
     (p, q), bits, size = packed.shape, packed.meta["bits"], packed.meta["group_size"]
     codes, scales = packed.tensors["indices"], packed.tensors["scales"].float()

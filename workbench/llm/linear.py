@@ -21,9 +21,9 @@ class CompressedLinear(nn.Linear):
     looks at its kind.
 
     The payload lies in buffers that keep their format whatever the module is cast to; ``weight`` is decoded at each
-    access, in ``dtype``. The forward pass multiplies by the format's fused product for few rows, decodes for many, and
-    keeps the decoded matrix while :func:`dense` is in force. Low-rank factors are applied beside the matrix, ``(x A^T)
-    B^T``, and the rows are rescaled at the end.
+    access, in ``dtype``. On a CPU the forward pass multiplies by the format's fused product for few rows; it decodes for
+    many, and on a GPU, and keeps the decoded matrix while :func:`dense` is in force. Low-rank factors are applied beside
+    the matrix, ``(x A^T) B^T``, and the rows are rescaled at the end.
 
     Args:
         packed: the matrix (p, q).
@@ -97,7 +97,7 @@ class CompressedLinear(nn.Linear):
 
     def _times_code(self, x: Tensor) -> Tensor:
         rows = x.shape[:-1].numel()
-        if self.format in PRODUCTS and rows <= self.FEW_ROWS and self._code is None and not self._keep and not (
+        if x.device.type == "cpu" and self.format in PRODUCTS and rows <= self.FEW_ROWS and self._code is None and not self._keep and not (
                 x.requires_grad and torch.is_grad_enabled()):
             return PRODUCTS[self.format](self._stored(self.names), x.detach().reshape(rows, -1).float()).to(x.dtype).view(*x.shape[:-1], -1)
         return F.linear(x, self.code().to(x.dtype))

@@ -17,14 +17,21 @@ from workbench.llm.packed import Packed, row_norm
 def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """A (r, q) and B (p, r) with B A the best approximation of rank r in the Frobenius norm (Eckart & Young, 1936).
 
-    The singular values are split evenly. Exact decomposition, float32.
+    The singular values are split evenly. They come from the eigenvalues of ``M M^T`` or ``M^T M``, the smaller one, in
+    float64: squares cost half its digits, which leaves more than float32 has, and a GPU finds them many times sooner
+    than it does a singular value decomposition.
     """
     if not 1 <= rank <= min(matrix.shape):
         raise UserError(f"Rank {rank} is refused for a {matrix.shape[0]}×{matrix.shape[1]} matrix. Allowed: 1 to "
                         f"{min(matrix.shape)}.")
-    u, s, v = torch.linalg.svd(matrix.float(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return root[:, None] * v[:rank], u[:, :rank] * root
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T.double() if tall else matrix.double()
+    squares, vectors = torch.linalg.eigh(wide @ wide.T)  # ascending
+    roots = squares[-rank:].flip(0).clamp(min=0).pow(0.25)  # of the singular values
+    left = vectors[:, -rank:].flip(1)
+    right = torch.where(roots > 0, 1 / roots, torch.zeros_like(roots))[:, None] * (left.T @ wide)
+    a, b = ((left * roots).T, right.T) if tall else (right, left * roots)
+    return tuple(factor.to(torch.promote_types(matrix.dtype, torch.float32)).contiguous() for factor in (a, b))
 
 
 def with_low_rank(packed: Packed, a: Tensor, b: Tensor, magnitude: bool = False) -> Packed:

@@ -152,11 +152,24 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers ``0 <= code < 2**bits`` of any shape as a flat uint8 tensor of ``ceil(n bits / 8)`` bytes; 1 to 16
     bits."""
     _check_width(bits)
-    flat = codes.detach().reshape(-1).cpu()
-    if flat.numel() and (flat.is_floating_point() or int(flat.min()) < 0 or int(flat.max()) >> bits):
+    flat = codes.detach().reshape(-1)
+    least, most = (end.item() for end in flat.aminmax()) if flat.numel() else (0, 0)
+    if flat.is_floating_point() or least < 0 or most >> bits:
         raise UserError(f"Codes of {bits} bits are whole numbers from 0 to {2**bits - 1}; given were {flat.dtype} "
-                        f"from {flat.min().item()} to {flat.max().item()}.")
-    return torch.from_numpy(pack(flat.numpy().astype(np.uint8 if bits <= 8 else np.uint16), bits)).to(codes.device)
+                        f"from {least} to {most}.")
+    if flat.device.type == "cpu":
+        return torch.from_numpy(pack(flat.numpy().astype(np.uint8 if bits <= 8 else np.uint16), bits))
+    return _pack_anywhere(flat.int(), bits)
+
+
+def _pack_anywhere(codes: Tensor, bits: int) -> Tensor:
+    """The layout of :mod:`tracking.codecs.bits` in plain PyTorch: a bit at a time, eight to a byte."""
+    if bits > 8:
+        return torch.cat([(codes & 255).to(torch.uint8), _pack_anywhere(codes >> 8, bits - 8)])
+    places = torch.arange(8, device=codes.device, dtype=torch.int32)
+    stream = (codes[:, None] >> places[:bits] & 1).flatten()
+    stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
+    return (stream << places).sum(1).to(torch.uint8)
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tracking.errors import UserError
+from workbench.llm.low_rank import factors
 
 Code = TypeVar("Code")
 OVERSAMPLING, POWER = 10, 2
@@ -30,16 +31,13 @@ def truncated_svd(matrix: Tensor, rank: int, generator: torch.Generator) -> tupl
     p, q = matrix.shape
     width = rank + OVERSAMPLING
     if width >= min(p, q):
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        basis = matrix @ torch.randn(q, width, generator=generator, dtype=matrix.dtype).to(matrix.device)
-        for _ in range(POWER):
-            basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ torch.linalg.qr(basis).Q).Q).Q
-        basis = torch.linalg.qr(basis).Q
-        u, s, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-        u = basis @ u
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vt[:rank]
+        a, b = factors(matrix, rank)
+        return b, a
+    basis = torch.linalg.qr(matrix @ torch.randn(q, width, generator=generator, dtype=matrix.dtype).to(matrix.device)).Q
+    for _ in range(POWER):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    a, b = factors(basis.T @ matrix, rank)
+    return basis @ b, a
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ class Backbone(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed_tokens(ids)
-        rotary = angles(ids.shape[1], self.dim, self.theta, x.device)
+        cos, sin = angles(ids.shape[1], self.dim, self.theta, x.device)
+        rotary = cos.to(x.dtype), sin.to(x.dtype)
         for block in self.layers:
             x = block(x, position_embeddings=rotary)
         return self.norm(x)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.llm.vq.sums import as_whole, sums_by_code
+
 WINDOW = 16
 """Columns whose mean the next one is to be near."""
 SCORES = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -51,14 +53,11 @@ class Points:
 
     def step(self, book: Tensor) -> tuple[Tensor, float]:
         codes = self._nearest(book)
-        sums = book.new_zeros(len(book), len(self.x), dtype=torch.float64)
-        mass = torch.zeros_like(sums)
-        weighted = self.x if self.w is None else self.w * self.x
-        sums.index_add_(0, codes, weighted.T.double())
+        sums = sums_by_code((self.x if self.w is None else self.w * self.x).T, codes, len(book))
         if self.w is None:
-            mass += torch.bincount(codes, minlength=len(book))[:, None]
+            mass = torch.bincount(codes, minlength=len(book))[:, None].expand_as(sums).double()
         else:
-            mass.index_add_(0, codes, self.w.T.double())
+            mass = sums_by_code(self.w.T, codes, len(book))
         errors = self._errors(book, codes)
         return moved(book, sums, mass, self.x, lambda: errors), float(errors.sum(dtype=torch.float64))
 
@@ -87,8 +86,8 @@ def seeds(x: Tensor, w: Tensor | None, draws: Tensor) -> Tensor:
         far = (x - x[:, at]).square().sum(0)
         far = far if w is None else far * w
         distance = far if distance is None else torch.minimum(distance, far)
-        run = distance.cumsum(0, dtype=torch.float64)
-        at = torch.searchsorted(run, draw * run[-1:], right=True).clamp(max=count - 1)
+        run = as_whole(distance)[0].cumsum(0)  # of floating-point numbers a GPU's running sums differ from run to run
+        at = torch.searchsorted(run, (draw * run[-1:]).long(), right=True).clamp(max=count - 1)
         chosen.append(at)
     return x[:, torch.cat(chosen)].T.contiguous()
 
@@ -97,21 +96,18 @@ def order(blocks: Tensor) -> Tensor:
     """Greedy orders (blocks, q) of the columns of ``blocks`` (blocks, rows, q): all together, a place at a time, in float64."""
     x = blocks.double()
     x = x - x.mean(2, keepdim=True)  # distances stay, and cancel less
-    count, _, q = x.shape
-    square = x.square().sum(1)
+    count, rows, q = x.shape
+    square = x.square().sum(1, keepdim=True)
+    # |x|^2 - 2 m x + |m|^2 cancels, so that equal columns may differ by the rounding of its terms; a mean is no longer than the longest
+    slack = 2e-12 * square.amax(2)
     orders = torch.zeros(count, q, dtype=torch.int64, device=x.device)
-    free = torch.ones(count, q, dtype=torch.bool, device=x.device)
-    each = torch.arange(count, device=x.device)
-    free[:, 0] = False
+    square[:, :, 0] = torch.inf  # of columns that are placed
     for place in range(1, q):
-        window = orders[:, max(place - WINDOW, 0):place]
-        mean = x.gather(2, window[:, None].expand(-1, x.shape[1], -1)).mean(2)
-        far = square - 2 * torch.bmm(mean[:, None], x)[:, 0] + mean.square().sum(1, keepdim=True)
-        far = far.masked_fill(~free, torch.inf)
-        least = far.amin(1, keepdim=True)
-        # |x|^2 - 2 m x + |m|^2 cancels, so that equal columns may differ by the rounding of its terms
-        near = far <= least + 1e-12 * (square.amax(1, keepdim=True) + mean.square().sum(1, keepdim=True))
-        chosen = near.int().argmax(1)
-        orders[:, place] = chosen
-        free[each, chosen] = False
+        window = orders[:, None, max(place - WINDOW, 0):place]
+        mean = x.gather(2, window.expand(-1, rows, -1)).mean(2)
+        far = torch.baddbmm(square, mean[:, None], x, alpha=-2)[:, 0]
+        near = far <= far.amin(1, keepdim=True) + slack
+        chosen = near.int().argmax(1, keepdim=True)
+        orders[:, place:place + 1] = chosen
+        square.scatter_(2, chosen[:, None], torch.inf)
     return orders

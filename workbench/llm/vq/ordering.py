@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tracking.errors import UserError
-from workbench.llm.vq.kmeans import engine
+from workbench.llm.vq.kmeans import engine, host
 
 ROWS = 64
 
@@ -24,9 +24,10 @@ def order_columns(weight: Tensor, rows: int = ROWS, backend: str = "auto") -> Te
     It begins with column 0; each next place takes, of the columns left, the one nearest (Euclidean, over the block's rows)
     to the mean of the last 16 placed. Distances within 1e-12 of each other are equal: the lower number goes first.
 
-    On a CPU distances are screened in float32, sixteen columns at a time, with a bound of their rounding error, and only
-    those that may be the nearest are computed in float64: the result is that of float64 throughout. With 64 rows the
-    products with the mean cost no more than a Gram matrix of all columns would, and need no room, so there is none.
+    Where Numba is installed distances are screened on the processor in float32, sixteen columns at a time, with a bound of
+    their rounding error, and only those that may be the nearest are computed in float64: the result is that of float64
+    throughout. With 64 rows the products with the mean cost no more than a Gram matrix of all columns would, and need no
+    room, so there is none.
 
     Raises:
         UserError: not a finite matrix.
@@ -35,7 +36,9 @@ def order_columns(weight: Tensor, rows: int = ROWS, backend: str = "auto") -> Te
         raise UserError(f"Columns of a finite matrix (p, q) can be ordered, not {tuple(weight.shape)} in blocks of {rows} rows.")
     p, q = weight.shape
     blocks = F.pad(weight.detach().float(), (0, 0, 0, -p % rows)).view(-1, rows, q)
-    return engine(backend, weight.device).order(blocks)
+    # a chain of many small steps: the processor's kernel is at its end before a GPU has had the steps' launches
+    place = torch.device("cpu") if backend == "auto" and host() is not None else weight.device
+    return engine(backend, place).order(blocks.to(place)).to(weight.device)
 
 
 def inverse(order: Tensor) -> Tensor:

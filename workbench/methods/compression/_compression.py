@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from workbench.llm.architecture import Layout, layout_of
 from workbench.llm.calibration import LayerStatistics, Stream, fisher, next_token_loss
 from workbench.llm.evaluation import mean_loss
-from workbench.llm.linear import swapped
+from workbench.llm.linear import dense, swapped
 from workbench.llm.low_rank import factors, with_low_rank
 from workbench.llm.matrix import judge, quantise
-from workbench.llm.packed import TERMS, Packed, row_norm
+from workbench.llm.packed import Packed, row_norm
 from workbench.llm.tuning import BlockTuning, FactorTuner, cosine, tune_block
 from workbench.method import Context, Method, Progress, View
+from workbench.methods.compression._views import bits_view, pattern_views
 from workbench.params import Field, Params
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Compression(Method):
     def evaluate(self, state: CompressionState, task: LanguageTask, ctx: Context) -> dict[str, float]:
         """Loss of the model with its matrices as they are stored; what is not compressed yet is as it was."""
         model = task.reference()
-        with swapped(model, {name: restored(entry) for name, entry in state.packed.items()}):
+        with swapped(model, {name: restored(entry) for name, entry in state.packed.items()}), dense(model):
             loss = mean_loss(model, task.test_windows, ctx.poll)
         kept = sum(t.nbytes for t in model.parameters()) - sum(model.get_submodule(name).weight.nbytes for name in state.packed)
         payload = sum(t.nbytes for entry in state.packed.values() for t in entry["tensors"].values())
@@ -218,15 +219,11 @@ class Compression(Method):
         return figures | sizes(state.packed)
 
     def views(self, state: CompressionState, task: LanguageTask) -> list[View]:
-        """What the bits are spent on, over the matrices compressed so far."""
-        matrices = [restored(entry) for entry in state.packed.values()]
-        if not matrices:
+        """What the bits are spent on, and the pattern of the matrix that was compressed last, before and after."""
+        if not state.packed:
             return []
-        count = sum(m.shape[0] * m.shape[1] for m in matrices)
-        spent = {term: sum(m.bits().get(term, 0) for m in matrices) / count for term in TERMS}
-        return [View("Bits a weight by what they are spent "
-                     "on", "bars", {term: bits for term, bits in spent.items() if bits},
-                     y="stored bits a weight", note=f"{len(matrices)} of {state.total} matrices.")]
+        matrices, last = [restored(entry) for entry in state.packed.values()], [*state.packed][-1]
+        return [bits_view(matrices, state.total), *pattern_views(last, task.reference().get_submodule(last).weight, matrices[-1])]
 
     def evaluation_due(self, state: CompressionState) -> bool:
         return len(state.packed) == state.total and state.tuned == 0

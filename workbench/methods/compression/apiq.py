@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.llm.descent import descend, half_through, round_through
 from workbench.llm.feedback import required
 from workbench.llm.formats_grid import TINY, Steps, UniformGrid
-from workbench.llm.formats_uniform import group_starts, per_input
+from workbench.llm.formats_uniform import groups_of, per_input
 from workbench.llm.low_rank import with_low_rank
 from workbench.llm.packed import Packed
 from workbench.methods.compression._compression import Compression
@@ -60,7 +60,7 @@ class ApiQ:
         """The matrix, and the objective as a share of that of a zero matrix, step by step."""
         (p, q), top, size = weight.shape, self.grid.top, self.grid.group_size
         r = min(self.rank, p, q)
-        low, high = (torch.stack([f(weight[:, a:b], 1) for a, b in group_starts(q, size)], 1) for f in (torch.amin, torch.amax))
+        low, high = (torch.cat([f(w, 2) for w in groups_of(weight, size)], 1) for f in (torch.amin, torch.amax))
         low, high = low.clamp(max=0), high.clamp(min=0)
         a = ((torch.rand(r, q, generator=generator) * 2 - 1) / math.sqrt(q)).to(weight)
         b = weight.new_zeros(p, r)

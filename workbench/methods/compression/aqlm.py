@@ -17,6 +17,7 @@ from workbench.llm.feedback import damped, required, row_errors
 from workbench.llm.formats_additive import pack_additive, sum_codewords
 from workbench.llm.packed import Packed
 from workbench.llm.vq import kmeans
+from workbench.llm.vq.sums import sums_by_code
 from workbench.methods.compression._compression import Compression
 from workbench.params import Field
 
@@ -158,8 +159,8 @@ class AdditiveFit:
 
     def _gather(self, values: Tensor) -> Tensor:
         """Sums (M, K, d) of ``values`` (p, q) over the places where each codeword is used: the transpose of :func:`sum_codewords`."""
-        vectors, empty = values.reshape(-1, self.d), torch.zeros_like(self.books[0])
-        return torch.stack([empty.index_add(0, code.reshape(-1), vectors) for code in self.codes.unbind(-1)])
+        vectors, size = values.reshape(-1, self.d), self.books.shape[1]
+        return torch.stack([sums_by_code(vectors, code.reshape(-1), size).float() for code in self.codes.unbind(-1)])
 
 
 class AQLMCompression(Compression):

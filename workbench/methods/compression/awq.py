@@ -43,22 +43,25 @@ class AWQ:
 
     def __call__(self, weight: Tensor, stats: LayerStatistics | None = None, generator: torch.Generator | None = None) -> Packed:
         (hessian, mean_abs), weight = required("AWQ", stats, "hessian", "mean_abs"), weight.float()
-        best = min((self.scaled(weight, hessian, mean_abs, step / self.points) for step in range(self.points)), key=lambda found: found[0])
-        _, codes, steps, back = best
+        # the errors come back together, and the best point is made again: a GPU need not be waited for at each
+        errors = torch.stack([self.scaled(weight, hessian, mean_abs, step / self.points)[0] for step in range(self.points)])
+        _, codes, steps, back = self.scaled(weight, hessian, mean_abs, int(errors.argmin()) / self.points)
         if self.clip:
             codes, steps = self._clipped(weight, hessian, codes, steps, back)
         return self.grid.pack(codes, steps, column=None if bool((back == 1).all()) else back)
 
-    def scaled(self, weight: Tensor, hessian: Tensor, mean_abs: Tensor, alpha: float) -> tuple[float, Tensor, Steps, Tensor]:
+    def scaled(self, weight: Tensor, hessian: Tensor, mean_abs: Tensor, alpha: float) -> tuple[Tensor, Tensor, Steps, Tensor]:
         """Error, codes, grids and the stored factors ``1/s`` (q,) for one alpha. Inputs that were always zero are not scaled."""
-        s = torch.where(mean_abs > 0, mean_abs, mean_abs[mean_abs > 0].mean() if bool((mean_abs > 0).any()) else 1.0).pow(alpha)
+        used = mean_abs > 0
+        mean = mean_abs.sum() / used.sum().clamp(min=1)
+        s = torch.where(used, mean_abs, torch.where(mean > 0, mean, 1.0)).pow(alpha)
         s = s / (s.max() * s.min()).sqrt()
         back = (1 / s).clamp(TINY, HUGE).half().float()  # as it is stored
         wide = weight / back
         steps = self.grid.fit(wide)
         codes = self.grid.encode(wide, steps)
         error = row_errors(weight - self.grid.decode(codes, steps) * back, hessian)
-        return float(error.sum()), codes, steps, back
+        return error.sum(), codes, steps, back
 
     def _clipped(self, weight: Tensor, hessian: Tensor, codes: Tensor, steps: Steps, back: Tensor) -> tuple[Tensor, Steps]:
         shrunk = replace(self.grid, clip=self.clip, least=0.5).fit(weight / back, hessian.diagonal() * back.square())

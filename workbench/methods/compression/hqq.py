@@ -6,6 +6,7 @@ Badri & Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", M
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.llm.formats_grid import Steps, UniformGrid
-from workbench.llm.formats_uniform import per_input
+from workbench.llm.formats_uniform import groups_of, per_input
 from workbench.llm.packed import Packed, pack_bits
 from workbench.methods.compression._compression import Compression
 from workbench.params import Field
@@ -58,41 +59,30 @@ class HQQ:
         """Scales and zero points, and the objective at the start and after each iteration."""
         grid, q = replace(self.grid, symmetric=False), weight.shape[1]
         scale, zero = grid.fit(weight)
-        groups, beta = Groups(q, grid.group_size, weight.device), self.beta
-        least = self._sums(weight, grid, Steps(scale, zero), groups)
-        objective = [float(least.sum())]
+        beta, least = self.beta, self._sums(weight, grid, Steps(scale, zero))
+        objective = [least.sum()]
         each = per_input(scale, q, grid.group_size)
         for _ in range(self.iterations):
             codes = grid.encode(weight, Steps(scale, zero))
             error = weight - grid.decode(codes, Steps(scale, zero))
             size = error.abs()
             shrunk = error.sign() * (size - size.clamp(min=1e-8).pow(self.p - 1) / beta).clamp(min=0)
-            proposed = groups.mean(codes - (weight - shrunk) / each).half().float()
-            sums = self._sums(weight, grid, Steps(scale, proposed), groups)
+            proposed = per_group(codes - (weight - shrunk) / each, torch.mean, grid.group_size).half().float()
+            sums = self._sums(weight, grid, Steps(scale, proposed))
             zero = torch.where(sums < least, proposed, zero)
             least = torch.minimum(sums, least)
-            objective.append(float(least.sum()))
+            objective.append(least.sum())
             beta *= self.kappa
-        return Steps(scale, zero), objective
+        return Steps(scale, zero), torch.stack(objective).tolist()
 
-    def _sums(self, weight: Tensor, grid: UniformGrid, steps: Steps, groups: Groups) -> Tensor:
+    def _sums(self, weight: Tensor, grid: UniformGrid, steps: Steps) -> Tensor:
         error = weight - grid.decode(grid.encode(weight, steps), steps)
-        return groups.sum(error.abs().pow(self.p))
+        return per_group(error.abs().pow(self.p), torch.sum, grid.group_size)
 
 
-class Groups:
-    """Sums and means over the groups of each row, of which the last may be shorter."""
-
-    def __init__(self, q: int, group_size: int, device: torch.device) -> None:
-        self.number = torch.arange(q, device=device) // (group_size or q)
-        self.sizes = self.number.bincount()
-
-    def sum(self, values: Tensor) -> Tensor:
-        """(p, q) to (p, groups)."""
-        return values.new_zeros(len(values), len(self.sizes)).index_add_(1, self.number, values)
-
-    def mean(self, values: Tensor) -> Tensor:
-        return self.sum(values) / self.sizes
+def per_group(values: Tensor, reduce: Callable[[Tensor, int], Tensor], group_size: int) -> Tensor:
+    """A sum or a mean over the groups of each row, of which the last may be shorter: (p, q) to (p, groups)."""
+    return torch.cat([reduce(part, 2) for part in groups_of(values, group_size)], 1)
 
 
 class HQQCompression(Compression):

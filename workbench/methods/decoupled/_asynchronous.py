@@ -17,6 +17,7 @@ from workbench.methods.decoupled._channels import exact_links, vq_figures
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod
 from workbench.methods.decoupled._params import LocalParams, Rule, WorkerParams
 from workbench.methods.decoupled._traced import AllHeads
+from workbench.methods.decoupled._views import SHOWN, Span, outputs, turns
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -168,6 +169,17 @@ class AsynchronousMethod(LocalMethod):
         if p.slowdown > 1 or p.costs != "equal" or p.bandwidth:
             return None
         return self.in_float32(AllHeads(state.training.network, self.coded_links(state)), task)
+
+    def spans(self, state: AsynchronousState, task: SupervisedTask) -> list[Span]:
+        p, ctx = self.params, Context(self.sample.device, self.seed)  # with a ledger of its own: nothing is billed
+        network, timed = state.training.network, p.schedule == "events" and bool(p.bandwidth)
+        between = outputs(network.bodies, task, p.batch_size) if timed else []
+        scale = 1.0 if p.schedule == "events" else p.step_time / p.modules
+        return turns(self.line(ctx), "step with its head", self.links(task, network, ctx) if timed else [], between, SHOWN, scale)
+
+    def waits(self, state: AsynchronousState) -> list[float]:
+        """Where modules go at their own pace; in the other orders a turn is all there is."""
+        return state.line.idle if isinstance(state.line, EventLine) else []
 
     def coded_links(self, state: AsynchronousState) -> list[nn.Module]:
         """What the energy model is shown of the borders."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tracking.errors import UserError
 from workbench.decoupled import Border, Costs, LocalNetwork, auxiliary_heads, balanced_cuts, module_costs, split, units
 from workbench.decoupled.costs import evaluating
-from workbench.method import Context, Progress
+from workbench.method import Context, Progress, View
 from workbench.methods.decoupled._params import LocalParams, SplitParams
+from workbench.methods.decoupled._views import Span, module_views
 from workbench.methods.supervised import (
     SupervisedTraining,
     count_batches,
@@ -83,6 +84,7 @@ class DecoupledMethod(SupervisedTraining):
 
     Params = SplitParams
     params: SplitParams
+    time_line_note: ClassVar[str] = "The first batches of the run, all taken as full ones; the others go on alike."
 
     # --- what a method says -------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class DecoupledMethod(SupervisedTraining):
     # --- the contract -------------------------------------------------------------------------------------
 
     def init(self, task: SupervisedTask, ctx: Context) -> DecoupledState:
-        model = task.build_model(ctx)
+        model, self.seed = task.build_model(ctx), ctx.seed
         self.sample, _ = task.batch(torch.arange(2))
         return self.build(self.cut(model, self.sample), task, ctx)
 
@@ -169,6 +171,18 @@ class DecoupledMethod(SupervisedTraining):
         p = self.params
         update = "adam" if p.base == "adam" else "momentum" if p.momentum else "sgd"
         return network, task.example(p.batch_size), fp32().with_updates(update)
+
+    def spans(self, state: DecoupledState, task: SupervisedTask) -> list[Span]:
+        """Who works when, in a stretch of the run that a person can look at."""
+        return []
+
+    def waits(self, state: DecoupledState) -> list[float]:
+        """Share of the time so far in which each module waits; empty where nobody does, or before the first batch."""
+        return []
+
+    def views(self, state: DecoupledState, task: SupervisedTask) -> list[View]:
+        """The time line of the modules, and how long each waits."""
+        return module_views(self.spans(state, task), self.waits(state), self.time_line_note)
 
     def evaluation_due(self, state: DecoupledState) -> bool:
         return state.feed.batch == 0 and state.feed.epoch % self.params.eval_every == 0

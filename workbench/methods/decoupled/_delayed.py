@@ -12,6 +12,7 @@ from workbench.method import Context
 from workbench.methods.decoupled._decoupled import DecoupledMethod, DecoupledState, Feed
 from workbench.methods.decoupled._params import WorkerParams
 from workbench.methods.decoupled._traced import Replayed
+from workbench.methods.decoupled._views import Span, carried, outputs
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -58,6 +59,31 @@ class DelayedMethod(DecoupledMethod):
         second = [a + b for a, b in zip(again, self.backward, strict=True)]
         after = max(second) if training.delay else sum(second) + down
         return sum(self.forward) + up + after, sum(self.forward) + sum(second)
+
+    def spans(self, state: DecoupledState, task: SupervisedTask) -> list[Span]:
+        """Three batches, from the first one on for which every module has a gradient."""
+        training, between, spans = state.training, outputs(state.training.bodies, task, self.params.batch_size), []
+        up, down = ([*carried(self.link, between, way), 0.0] for way in ("up", "down"))
+        again = [f if self.replay and training.lag(k) else 0.0 for k, f in enumerate(self.forward)]
+        after = [a + b for a, b in zip(again, self.backward, strict=True)]
+        last = max(after) if training.delay else sum(after) + sum(down)
+        begin = training.lag(0) * (sum(self.forward) + sum(up) + last)
+        for _ in range(3):
+            for k, f in enumerate(self.forward):
+                spans.append(Span("forward", k, begin, begin + f))
+                begin += f + up[k]
+            for k in reversed(range(len(after))):
+                if again[k]:
+                    spans.append(Span("forward once more", k, begin, begin + again[k]))
+                spans.append(Span("backward", k, begin + again[k], begin + after[k]))
+                begin += 0.0 if training.delay else after[k] + down[k - 1]
+            begin += last if training.delay else 0.0
+        return spans
+
+    def waits(self, state: DecoupledState) -> list[float]:
+        lags = [self.replay and state.training.lag(k) for k in range(self.params.modules)]
+        work = [(2 if lag else 1) * f + b for lag, f, b in zip(lags, self.forward, self.backward, strict=True)]
+        return [1 - state.feed.taken * w / state.now for w in work] if state.now else []
 
     def modelled(self, state: DecoupledState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
         """The network's own training in float32. DDG keeps what its backward passes need; features replay goes forward once more, which

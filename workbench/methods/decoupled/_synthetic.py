@@ -15,6 +15,7 @@ from workbench.method import Context
 from workbench.methods.decoupled._decoupled import DecoupledMethod, DecoupledState, Feed
 from workbench.methods.decoupled._params import WorkerParams
 from workbench.methods.decoupled._traced import WithSynthesisers
+from workbench.methods.decoupled._views import SHOWN, Span, carried, outputs
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -76,6 +77,14 @@ class SyntheticMethod(DecoupledMethod):
     def report(self, state: SyntheticState) -> dict[str, float]:
         error = state.training.relative_error()
         return {"clock/idle": state.clock.idle} | ({} if error is None else {"train/synthetic_error": error})
+
+    def spans(self, state: SyntheticState, task: SupervisedTask) -> list[Span]:
+        delays, clock = carried(self.link, outputs(state.training.bodies, task, self.params.batch_size), "up"), Tandem(self.params.modules)
+        return [Span("forward, backward and synthesiser", j, *times) for _ in range(SHOWN)
+                for j, times in enumerate(clock.batch(self.durations, delays))]
+
+    def waits(self, state: SyntheticState) -> list[float]:
+        return [1 - state.feed.taken * d / state.now for d in self.durations] if state.now else []
 
     def modelled(self, state: SyntheticState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
         """Modules and synthesisers in float32."""

@@ -18,6 +18,7 @@ from workbench.methods.decoupled._channels import Encoding, channels, exact_link
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod
 from workbench.methods.decoupled._params import LocalParams, WorkerParams
 from workbench.methods.decoupled._traced import AllHeads
+from workbench.methods.decoupled._views import SHOWN, Span, messages, outputs
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -59,7 +60,7 @@ class DGLTraining(LocalMethod):
             message = state.channels[j].send(out, y)
             delays.append(self.link.seconds(size(message), "up"))
             state.channels[j].arrive(message)
-            return state.channels[j].receive(message, out.device)
+            return state.channels[j].receive(message, out.device, last=True)
 
         losses = state.training.step(x, y, hand_over)
         state.clock.batch(self.durations, delays)
@@ -73,6 +74,16 @@ class DGLTraining(LocalMethod):
         network = state.training.network
         figures = self.heads_accuracy(network, task, ctx, lambda j, x: state.channels[j].through(x))
         return figures | exact_links(self, network, state.channels, task, ctx) | self.size_and_recalibrated(self.network(state), task, ctx)
+
+    def spans(self, state: DGLState, task: SupervisedTask) -> list[Span]:
+        p, clock = self.params, Tandem(self.params.modules)
+        fresh = channels(p, task, Context(self.sample.device, self.seed))  # with a ledger of their own: nothing is billed
+        sent = messages(fresh, outputs(state.training.network.bodies, task, p.batch_size))
+        delays = [self.link.seconds(size(message), "up") for message in sent]
+        return [Span("step with its head", j, *times) for _ in range(SHOWN) for j, times in enumerate(clock.batch(self.durations, delays))]
+
+    def waits(self, state: DGLState) -> list[float]:
+        return [1 - state.feed.taken * d / state.now for d in self.durations] if state.now else []
 
     def modelled(self, state: DGLState, task: SupervisedTask) -> tuple[nn.Module, Any, Any] | None:
         """All modules and heads in float32; messages are not in it."""

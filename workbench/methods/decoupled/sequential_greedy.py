@@ -16,6 +16,7 @@ from workbench.method import Context, Progress
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod
 from workbench.methods.decoupled._params import LocalParams
 from workbench.methods.decoupled._traced import StageByStage
+from workbench.methods.decoupled._views import Span
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -39,6 +40,7 @@ class SequentialGreedy(LocalMethod):
     family = "decoupled"
     paper = "arXiv:1812.11446"
     example = {"task": "digits/mlp", "params": {"epochs": 3, "modules": 2, "head": "linear"}}
+    time_line_note = "The whole run, on one worker."
 
     class Params(LocalParams):
         epochs: int = Field(10, ge=1, le=10_000, description="passes over the training set for each module")
@@ -73,6 +75,14 @@ class SequentialGreedy(LocalMethod):
 
     def network(self, state: GreedyState) -> nn.Module:
         return state.training.network.deployed(state.stage + 1)
+
+    def spans(self, state: GreedyState, task: SupervisedTask) -> list[Span]:
+        spans, begin = [], 0.0
+        for stage, duration in enumerate(self.step_times):
+            end = begin + duration * self.params.epochs * state.feed.batches
+            spans += [Span("forward only, finished", j, begin, end) for j in range(stage)] + [Span("training", stage, begin, end)]
+            begin = end
+        return spans
 
     def modelled(self, state: GreedyState, task: SupervisedTask) -> tuple[nn.Module, Any, PrecisionPlan] | None:
         """The mean over all stages, in float32: right at the end of the run, while early stages cost less and the last one most."""

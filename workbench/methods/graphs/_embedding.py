@@ -14,7 +14,8 @@ from torch import Tensor
 from workbench.datasets.graphs import GraphTask
 from workbench.graphs.clustering import adjusted_rand, kmeans, normalised_mutual_information
 from workbench.graphs.inputs import normalise_rows
-from workbench.graphs.probe import C_GRID, linear_probe, scale_blocks
+from workbench.graphs.probe import C_GRID, probe_blocks
+from workbench.graphs.scaling import directions
 from workbench.method import Context, Method, derive_seed
 from workbench.params import Field, Params
 
@@ -51,22 +52,23 @@ class NodeEmbedding(Method):
         raise NotImplementedError
 
     def blocks(self, state: Any, task: GraphTask, ctx: Context) -> Sequence[Tensor]:
-        """The features cut into blocks ``(N, D_b)``, each of which the evaluation scales by one number, its spread.
+        """The features cut into blocks ``(N, D_b)``, each of which the evaluation scales by one number.
 
-        Scaling each feature would let rare words weigh as much as frequent ones. One block, unless a method overrides
-        this.
+        One block, unless a method overrides this.
         """
         return (self.features(state, task, ctx),)
 
     def evaluate(self, state: Any, task: GraphTask, ctx: Context) -> dict[str, float]:
-        """Accuracy of a linear probe, its penalty chosen on validation nodes, and how k-means agrees with labels."""
-        features = scale_blocks(self.blocks(state, task, ctx))
+        """Accuracy of a linear probe, its scaling of blocks and its penalty chosen on validation nodes; and how k-means on
+        directions agrees with labels.
+        """
+        blocks = self.blocks(state, task, ctx)
         ctx.poll()
-        probe = linear_probe(features, task.y, task.train_mask, task.val_mask, task.test_mask, self.params.probe_c)
+        probe = probe_blocks(blocks, task.y, task.train_mask, task.val_mask, task.test_mask, self.params.probe_c)
         ctx.poll()
         labels = task.y[task.labelled]
         clusters = kmeans(
-            features[task.labelled],
+            directions(blocks)[task.labelled],
             task.num_classes,
             restarts=self.params.cluster_restarts,
             seed=derive_seed(ctx.seed, "kmeans"),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from workbench.datasets.graphs import GraphTask
-from workbench.graphs.averaging import Averaging
+from workbench.graphs.averaging import AboutMean, Averaging
 from workbench.graphs.filters import moduli, project, random_filters
-from workbench.graphs.igt import FilterSearch, cascade, filter_counts, resolve_solver
+from workbench.graphs.igt import FilterSearch, cascade, filter_counts, goal_of, resolve_solver
 from workbench.graphs.spectrum import principal_directions
 from workbench.method import Context, Progress
 from workbench.methods.graphs._embedding import EmbeddingParams, NodeEmbedding
@@ -38,6 +38,10 @@ class IGTParams(EmbeddingParams):
     self_loops: float = Field(1.0, ge=0, le=100, description="weight of the edge of a node to itself")
     rank: int = Field(64, ge=1, le=10_000, description="eigenvectors (lowrank)")
     centred: bool = Field(True, description="filter what averaging removes, U - A U; false: all of U")
+    objective: Literal["variation", "energy"] = Field(
+        "variation",
+        description="energy of averaged moduli that is maximised: variation: about their mean over all nodes; energy: all of it",
+    )
     solver: Literal["auto", "mm", "pgd", "none"] = Field(
         "auto",
         description="mm: tangents and polar decompositions; pgd: projected gradient; auto: mm where it is sure to climb; none: random",
@@ -47,7 +51,7 @@ class IGTParams(EmbeddingParams):
     )
     iterations: int = Field(25, ge=1, le=10_000, description="steps of the solver for each order")
     lr: float = Field(
-        1.0, gt=0, le=1e6, description="first step of pgd, in inverse curvatures of the energy of filtered features"
+        100.0, gt=0, le=1e6, description="first step of pgd, in inverse curvatures of the energy of filtered features"
     )
 
 
@@ -79,7 +83,7 @@ class IGT(NodeEmbedding):
         x = self.inputs(task)
         # drawn on the CPU, so that both devices start from the same filters
         state = IGTState(principal_directions(x, self.params.dim, seed=ctx.seed), ctx.generator("init", cpu=True))
-        resolve_solver(self.params.solver, self.average(task))
+        resolve_solver(self.params.solver, self.goal(task))
         filter_counts(state.basis.shape[1], self.params.orders, self.params.filters or None)
         if self.params.orders:
             state.search = self.begin(self.reduced(state, task), state, task)
@@ -89,8 +93,7 @@ class IGT(NodeEmbedding):
         state.done += 1
         if state.search is None:
             return {}
-        operator = self.average(task)
-        state.search.step(operator, self.params.solver, self.params.constraint)
+        state.search.step(self.goal(task), self.params.solver, self.params.constraint)
         figures = {"train/energy": min(max(state.search.ratio, 0.0), 1.0), "train/order": len(state.filters) + 1}
         if state.done % self.params.iterations == 0 and len(state.filters) + 1 < self.params.orders:
             u = moduli(state.search.y, state.search.w)
@@ -103,11 +106,14 @@ class IGT(NodeEmbedding):
         operator, order = self.average(task), len(state.filters)
         count = filter_counts(state.basis.shape[1], self.params.orders, self.params.filters or None)[order]
         w = project(random_filters(u.shape[1], count, state.draw), self.params.constraint)
-        return FilterSearch.begin(u - operator(u) if self.params.centred else u, w, operator, self.params.lr)
+        return FilterSearch.begin(u - operator(u) if self.params.centred else u, w, self.goal(task), self.params.lr)
 
     def average(self, task: GraphTask) -> Averaging:
         p = self.params
         return task.averaging(p.averaging, p.power, p.self_loops, p.rank)
+
+    def goal(self, task: GraphTask) -> Averaging | AboutMean:
+        return goal_of(self.average(task), self.params.objective)
 
     def reduced(self, state: IGTState, task: GraphTask) -> Tensor:
         """Features in the principal directions, ``(N, P')``."""

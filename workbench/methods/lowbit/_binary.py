@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tracking.errors import UserError
-from workbench.method import Context
+from workbench.method import Context, View
 from workbench.methods.lowbit._levels import quantised_layers, sign
-from workbench.methods.supervised import SupervisedParams, SupervisedTraining
+from workbench.methods.lowbit._views import quantised_views
+from workbench.methods.supervised import SupervisedParams, SupervisedState, SupervisedTraining
 from workbench.params import Field
 
 if TYPE_CHECKING:
     from tracking.energy_model import PrecisionPlan
+    from workbench.task import SupervisedTask
 
 WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     # derivative of the clip to [-1, 1] (Hubara et al., NeurIPS 2016, eq. 4)
@@ -151,6 +153,11 @@ class BinaryTraining(SupervisedTraining):
         inner = [layer.weight for layer in inner_layers(model)]
         ids = {id(w) for w in inner}
         return [{"params": inner, "weights": "binary"}, {"params": [w for w in model.parameters() if id(w) not in ids], "weights": None}]
+
+    def views(self, state: SupervisedState, task: SupervisedTask) -> list[View]:
+        """Weights of the binary layers: as they are trained, and as they multiply."""
+        layers = {name: m for name, m in state.model.named_modules() if isinstance(m, _Binarised)}
+        return quantised_views({name: m.weight for name, m in layers.items()}, {name: m.effective() for name, m in layers.items()})
 
     def precision(self, model: nn.Module) -> PrecisionPlan:
         from tracking.energy_model.plan import binarynet

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.datasets._finite_sums import FiniteSum
 from workbench.datasets.boolean_problems import BooleanProblem
-from workbench.method import Context, Method, Progress
+from workbench.method import Context, Method, Progress, View
 from workbench.params import Field, Params
 
 Memory = dict[str, Tensor]
@@ -205,6 +205,13 @@ class Descent(Method):
             "eval/loss": task.loss(outputs, task.test_y).item(),
             "eval/accuracy": task.correct(outputs, task.test_y).double().mean().item(),
         }
+
+    def views(self, state: DescentState, task: BooleanProblem) -> list[View]:
+        """Where it is, and what the rule remembers of each weight."""
+        kept = {"w": state.w, **{name: t for name, t in state.memory.items() if t.shape == state.w.shape}}
+        place = np.arange(1, state.w.shape[1] + 1)
+        return [View("Weights and what is remembered of them", "points", {name: (place, t[0].cpu().numpy()) for name, t in kept.items()},
+                     x="weight", y="value", note=f"After {state.tally.steps} steps.")]
 
     def progress(self, state: DescentState) -> Progress:
         return Progress(state.tally.steps, self.params.steps)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from torch import nn
 
 from tracking.codecs import index_width
 from workbench.method import Context, View
 from workbench.methods.lowbit._levels import LEVELS, Weights, quantised_layers, quantised_parameters
 from workbench.methods.lowbit._optim import LowBitOptimizer
+from workbench.methods.lowbit._views import latent_views
 from workbench.methods.supervised import SupervisedParams, SupervisedState, SupervisedTraining, copy_with
 from workbench.params import Field
 
@@ -101,13 +101,5 @@ class LowBitTraining(SupervisedTraining):
         return copy_with(state.model, state.optimizer.deployed())
 
     def views(self, state: SupervisedState, task: SupervisedTask) -> list[View]:
-        """Weights before and after quantisation: the pile-up at the levels, and how far the latent weights are from them."""
-        deployed = state.optimizer.deployed()
-        if not deployed:
-            return []
-        latent, names = state.optimizer.latent, {p: n for n, p in state.model.named_parameters()}
-        values = {"latent": [latent(p) for p in deployed], "deployed": [*deployed.values()]}
-        groups = {name: np.concatenate([t.detach().float().cpu().numpy().ravel() for t in tensors]) for name, tensors in values.items()}
-        far = {names[p].removesuffix(".weight"): float((latent(p) - q).abs().mean()) for p, q in deployed.items()}
-        return [View("Quantised weights", "histogram", groups, x="weight", note="Latent: what is trained. Deployed: what is shipped."),
-                View("Distance of the latent weights from their levels", "bars", far, x="layer", y="mean |latent - deployed|")]
+        """Weights before and after quantisation, and how far the latent weights are from their levels."""
+        return latent_views(state.model, state.optimizer)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from workbench.method import Context
+from workbench.method import Context, View
 from workbench.methods.lowbit._binary import BinaryTraining
+from workbench.methods.lowbit._views import latent_views
 from workbench.methods.lowbit.binaryconnect import BinaryConnect
 from workbench.methods.supervised import SupervisedState
 from workbench.task import SupervisedTask
@@ -36,3 +37,7 @@ class BinaryNetTraining(BinaryTraining):
     def evaluate(self, state: SupervisedState, task: SupervisedTask, ctx: Context) -> dict[str, float]:
         """Of the network as it is: its weights are the signs already."""
         return self.quality(self.deploy(state) or state.model, task, ctx)
+
+    def views(self, state: SupervisedState, task: SupervisedTask) -> list[View]:
+        """Weights before and after quantisation: the optimiser has the latent ones."""
+        return latent_views(state.model, state.optimizer)

@@ -14,8 +14,9 @@ from torch import nn
 
 from tracking.errors import UserError
 from workbench.boolean import BooleanOptimizer, JointOptimizer, split_parameters
-from workbench.method import Context
+from workbench.method import Context, View
 from workbench.methods.lowbit._boolean import BooleanNetworkTraining, BooleanParams
+from workbench.methods.lowbit._views import flip_views, vote_view
 from workbench.methods.supervised import SupervisedState, plain_optimizer
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -79,3 +80,14 @@ class BOLD(BooleanNetworkTraining):
         state.reported_flips, state.reported_batches = flips, batches
         return {"train/flips": flips, "train/flip_rate": since[0] / (since[1] * size),
                 "train/plasticity": sum(x.beta for x in layers) / len(layers)}
+
+    def views(self, state: BooleanState, task: SupervisedTask) -> list[View]:
+        """Flips by layer, and how near the weights are to their next one."""
+        optimizer, threshold = state.optimizer.optimizers["boolean"], self.params.threshold
+        weights = {name.removesuffix(".weight"): p for name, p in state.model.named_parameters() if p in optimizer.state}
+        reports = dict(zip(weights, optimizer.layers(), strict=True))
+        if not reports:
+            return []
+        votes = {name: optimizer.accumulator(p) * p / threshold for name, p in weights.items()}
+        note = f"A weight {'may flip' if self.params.stochastic else 'flips'} when its votes pass 1; below 0 they speak for it."
+        return [*flip_views(reports), vote_view(votes, "votes [thresholds]", note)]

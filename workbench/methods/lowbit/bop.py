@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workbench.method import Context
+from workbench.method import Context, View
 from workbench.methods.lowbit._binary import BinaryParams, BinaryTraining
 from workbench.methods.lowbit._levels import sign
 from workbench.methods.lowbit._optim import LowBitOptimizer
+from workbench.methods.lowbit._views import vote_view
 from workbench.methods.supervised import SupervisedState
 from workbench.params import Field
 
 if TYPE_CHECKING:
     from tracking.energy_model import PrecisionPlan
+    from workbench.task import SupervisedTask
 
 
 class Bop(LowBitOptimizer):
@@ -109,3 +111,14 @@ class BopTraining(BinaryTraining):
     def precision(self, model: nn.Module) -> PrecisionPlan:
         plan = super().precision(model)
         return dataclasses.replace(plan, name=self.id, body=dataclasses.replace(plan.body, latent=None, update="momentum"))
+
+    def views(self, state: SupervisedState, task: SupervisedTask) -> list[View]:
+        """How near the weights are to their next flip, and how many average gradients speak against them."""
+        optimizer = state.optimizer
+        weights = {name.removesuffix(".weight"): p for name, p in state.model.named_parameters() if "m" in optimizer.state.get(p, ())}
+        votes = {name: optimizer.state[p]["m"] * p for name, p in weights.items()}
+        against = {name: float((v > 0).float().mean()) for name, v in votes.items()}
+        note = f"Average gradient times weight; a weight flips where it passes tau = {self.params.threshold:g}."
+        return [vote_view(votes, "average gradient times weight", note),
+                View("Weights that their average gradient speaks against", "bars", against, x="layer",
+                     y="share of the layer's weights [fraction]", note=f"{optimizer.flips():,} flips so far.")]

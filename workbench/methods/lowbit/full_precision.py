@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from workbench.methods.supervised import SupervisedTraining
+from workbench.method import View
+from workbench.methods.lowbit._views import weight_views
+from workbench.methods.supervised import SupervisedState, SupervisedTraining
 
 if TYPE_CHECKING:
     from tracking.energy_model import PrecisionPlan
+    from workbench.task import SupervisedTask
 
 
 class FullPrecision(SupervisedTraining):
@@ -26,3 +29,7 @@ class FullPrecision(SupervisedTraining):
         from tracking.energy_model.plan import fp32
 
         return fp32()
+
+    def views(self, state: SupervisedState, task: SupervisedTask) -> list[View]:
+        """Distribution of the weights, by layer."""
+        return weight_views(state.model)

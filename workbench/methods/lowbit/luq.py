@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.method import Context
+from workbench.method import Context, View
 from workbench.methods.lowbit._activations import FourBitActivation, straight_through
 from workbench.methods.lowbit._levels import LEVELS, nearest_level, quantised_layers, sawb_scale
 from workbench.methods.lowbit._training import quantised_plan
+from workbench.methods.lowbit._views import quantised_views
 from workbench.methods.supervised import SupervisedParams, SupervisedState, SupervisedTraining, copy_with
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -183,6 +184,12 @@ class LUQTraining(SupervisedTraining):
         for layer in quantised_modules(twin):
             layer.weights = None  # already at its levels: a second SAWB scale would differ
         return twin
+
+    def views(self, state: LUQState, task: SupervisedTask) -> list[View]:
+        """Weights before and after quantisation."""
+        layers = {name: m for name, m in state.model.named_modules() if isinstance(m, QuantisedLayer)}
+        return quantised_views({name: m.layer.weight for name, m in layers.items()},
+                               {name: m.quantised_weight() for name, m in layers.items()})
 
 
 def quantised_modules(model: nn.Module) -> list[QuantisedLayer]:

@@ -14,7 +14,7 @@ from workbench.claims import Claim, differences, exceeds, figure, within
 from workbench.comparison import Comparison
 from workbench.datasets.graphs import GraphTask, split
 from workbench.graphs.igt import InterferometricGraphTransform
-from workbench.graphs.probe import linear_probe, scale_blocks
+from workbench.graphs.probe import probe_blocks
 from workbench.method import Context, derive_seed
 from workbench.registry import load_task
 from workbench.spec import resolve
@@ -130,11 +130,11 @@ def order_scores(bench: Bench, splits: int, fits: int = 2, solver: str = "auto")
         task, kinds = fitted[number % len(fitted)]
         masks = split(task.y.numpy(), task.labelled.numpy(), {}, task.params, derive_seed(number, "orders"), task.id)
         sets = [torch.from_numpy(masks[name]) for name in ("train", "val", "test")]
-        rows.append({"split": number, **{k: linear_probe(x, task.y, *sets).test_accuracy for k, x in kinds.items()}})
+        rows.append({"split": number, **{k: probe_blocks(b, task.y, *sets).test_accuracy for k, b in kinds.items()}})
     return pandas.DataFrame(rows)
 
 
-def _fitted(bench: Bench, seed: int, solver: str) -> tuple[GraphTask, dict[str, torch.Tensor]]:
+def _fitted(bench: Bench, seed: int, solver: str) -> tuple[GraphTask, dict[str, list[torch.Tensor]]]:
     run = bench.run("igt")
     if "data_seed" in load_task(run["task"]).Params.model_fields:
         run["task_params"] = run["task_params"] | {"data_seed": seed}
@@ -147,7 +147,7 @@ def _fitted(bench: Bench, seed: int, solver: str) -> tuple[GraphTask, dict[str, 
     graph = (task.x, task.edge_index)
     zero, one, two = igt.fit(graph).orders_of(graph)
     kinds = {"raw": [task.x], "S0": [zero], "S1": [one], "S0+S1": [zero, one], "S0+S1+S2": [zero, one, two]}
-    return task, {name: scale_blocks(blocks) for name, blocks in kinds.items()}
+    return task, kinds
 
 
 def gains(frame: pandas.DataFrame) -> dict[str, dict[int, float]]:

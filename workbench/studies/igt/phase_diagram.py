@@ -17,7 +17,7 @@ from workbench.graphs.averaging import adjacency
 from workbench.graphs.block_model import planted_probabilities, signal_to_noise
 from workbench.graphs.clustering import kmeans
 from workbench.graphs.igt import InterferometricGraphTransform
-from workbench.graphs.probe import linear_probe, scale_blocks
+from workbench.graphs.probe import probe_blocks
 from workbench.method import derive_seed
 from workbench.methods.graphs.spectral_embedding import laplacian_eigenmaps
 from workbench.studies.igt.concentration import drawn_graph
@@ -54,7 +54,7 @@ def accuracies(nodes: int, degree: float, ratio: float, seed: int) -> dict[str, 
         )
         zero, one = igt.fit((x, edges)).orders_of((x, edges))
         kinds |= {DRAWN: [zero, one]} if name is None else {ZERO[name]: [zero], ONE[name]: [zero, one]}
-    found = {name: linear_probe(scale_blocks(b), labels, *sets).test_accuracy for name, b in kinds.items()}
+    found = {name: probe_blocks(b, labels, *sets).test_accuracy for name, b in kinds.items()}
     mean_degree = edges.shape[1] / nodes
     function = laplacian_eigenmaps(adjacency(edges, nodes), 1, mean_degree, derive_seed(seed, "eigenvectors"))[1]
     agreement = float((kmeans(function, 2, seed=seed) == labels).double().mean())

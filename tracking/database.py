@@ -1,0 +1,90 @@
+"""Databases that hold a store: their drivers, and what processes must not do at the same moment.
+
+A team's database is PostgreSQL; the default is a SQLite file. Neither is opened here unless something must be made exactly once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tracking.address import lock_path, public_uri, sqlite_path
+from tracking.errors import UserError
+from tracking.folder import held
+
+TIMEOUT_S = 60
+_LOCK = 0x776F726B62656E63  # the advisory lock's number: eight letters of our name
+DRIVERS = ("psycopg", "psycopg2")
+
+
+def is_postgres(uri: str) -> bool:
+    return uri.partition("://")[0].partition("+")[0] == "postgresql"
+
+
+def with_driver(uri: str) -> str:
+    """The address with the driver that is installed, where it names none: which one is the default depends on the version of SQLAlchemy.
+
+    Raises :class:`UserError` when there is no driver for PostgreSQL.
+    """
+    if not is_postgres(uri):
+        return uri
+    scheme, _, rest = uri.partition("://")
+    named = scheme.partition("+")[2]
+    found = [d for d in ([named] if named else DRIVERS) if importlib.util.find_spec(d) is not None]
+    if not found:
+        raise UserError(f"{public_uri(uri)} needs a driver for PostgreSQL ({named or ' or '.join(DRIVERS)}), which is not installed: "
+                        "pip install 'efficient-workbench[postgres]'.")
+    return f"postgresql+{found[0]}://{rest}"
+
+
+def prepare(uri: str, make: Callable[[str], Any]) -> None:
+    """Have the tables made by ``make(address)`` if there are none: whole or not at all, by one process while the others wait.
+
+    MLflow makes them in many steps, and neither a second process nor a kill may come in between.
+    """
+    database = sqlite_path(uri)
+    if database is not None:
+        if not database.exists():
+            with exclusive(uri):
+                if not database.exists():
+                    new = database.with_name(f"{database.name}.new")
+                    new.unlink(missing_ok=True)
+                    make(f"sqlite:///{new}")
+                    new.replace(database)
+    elif is_postgres(uri):
+        with exclusive(uri) as connection:
+            if connection.exec_driver_sql("select to_regclass('alembic_version')").scalar() is None:
+                make(with_driver(uri))
+
+
+@contextlib.contextmanager
+def exclusive(uri: str) -> Iterator[Any]:
+    """One process at a time: of all machines that share a PostgreSQL database (gives its connection), else of this machine.
+
+    Raises :class:`TimeoutError` after a minute.
+    """
+    with contextlib.ExitStack() as stack:
+        if is_postgres(uri):
+            yield stack.enter_context(_advisory_lock(uri))
+            return
+        if not stack.enter_context(held(path := lock_path(uri), timeout_s=TIMEOUT_S)):
+            raise TimeoutError(f"another process has been preparing {public_uri(uri)} for a minute ({path})")
+        yield None
+
+
+@contextlib.contextmanager
+def _advisory_lock(uri: str) -> Iterator[Any]:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(with_driver(uri), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"set lock_timeout = '{TIMEOUT_S}s'")
+        try:
+            connection.exec_driver_sql(f"select pg_advisory_lock({_LOCK})")
+        except OperationalError as problem:
+            raise TimeoutError(f"another process has been preparing {public_uri(uri)} for a minute") from problem
+        yield connection  # closing it gives the lock back, however this process ends
