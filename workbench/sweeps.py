@@ -6,22 +6,17 @@ import contextlib
 import functools
 import itertools
 import json
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tracking.address import tracking_uri
 from tracking.errors import UserError, unknown
-from tracking.folder import RunFolder
 from workbench.control import Control, signals
-from workbench.runs import Run, RunHandle, run, runs_root
+from workbench.runs import Run, RunHandle, run
 from workbench.spec import cores, resolve, whole
+from workbench.workers import Outcome, in_processes
 
 if TYPE_CHECKING:
     import pandas
@@ -77,8 +72,8 @@ def sweep(
 ) -> Sweep:
     """Run every dictionary of ``runs`` (the arguments of :func:`workbench.run`) for every seed.
 
-    All are checked before the first starts. Finished runs come from the cache. ``executor="processes"`` gives each run a process of
-    its own, ``workers`` at a time (default: one for each two cores), and splits the CPU threads among them. SIGINT stops the sweep;
+    All are checked before the first starts. Finished runs come from the cache. ``executor="processes"`` runs them in child
+    processes, ``workers`` at a time (default: one for each two cores), and splits the CPU threads among them. SIGINT stops the sweep;
     the runs under way end as stopped and resume when the sweep is asked for again.
 
     Args:
@@ -99,7 +94,7 @@ def sweep(
     keys = [_check(job, executor) for job in jobs]  # all mistakes before any work
     once = {key: job for key, job in zip(keys, jobs, strict=True)}  # asked for twice is run once
     with _bar(len(once), progress) as bar:
-        work = functools.partial(_processes, workers=workers) if executor == "processes" else _local
+        work = functools.partial(in_processes, workers=workers) if executor == "processes" else _local
         control = Control()
         with signals(control), _alarm(control, seconds):
             outcomes = dict(zip(once, work(list(once.values()), control, tick=bar.update), strict=True))
@@ -129,10 +124,6 @@ def _check(job: Mapping[str, Any], executor: str) -> str:
             raise UserError(f"A run of the sweep cannot be handed to another process: {error}. Use executor='local'.") from None
     tracking_uri(job.get("tracking"))
     return resolve(**{k: v for k, v in job.items() if k in SPEC_FIELDS}).spec.key
-
-
-Outcome = Run | str | None
-"""A run that ended, why there is none, or ``None`` for one that a stop kept from starting."""
 
 
 @contextlib.contextmanager
@@ -173,45 +164,6 @@ def _outcome(handle: RunHandle) -> Outcome:
     except Exception as error:
         return str(error)
     return f"{ended.reason} (traceback: {ended.folder.error_path})" if ended.status == "failed" else ended
-
-
-def _processes(jobs: list[dict[str, Any]], control: Control, workers: int, tick: Callable[[int], Any]) -> list[Outcome]:
-    """Each run in a fresh interpreter: a crash, or a kill for memory, is that run's alone."""
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_child, job, control) for job in jobs]
-        for future in as_completed(futures):
-            future.result()
-            tick(1)
-    return [f.result() for f in futures]
-
-
-def _child(job: dict[str, Any], control: Control) -> Run | str | None:
-    """Run a job in a child process; ``None`` when the sweep was stopped before it began."""
-    if control.position == "stop":
-        return None
-    command = [sys.executable, "-m", "workbench.worker"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        threading.Thread(target=_stop_with, args=(child, control), daemon=True).start()
-        out, err = child.communicate(json.dumps(job))
-    answer = json.loads(out.splitlines()[-1]) if child.returncode == 0 and out.strip() else {}
-    if "key" in answer:
-        return Run(RunFolder(runs_root() / answer["key"]), answer["status"], answer["reason"], answer["cached"], answer["url"])
-    if "error" in answer:
-        return answer["error"]
-    if child.returncode < 0 and control.position == "stop":  # it was still importing, so it had no run to stop
-        return None
-    if child.returncode < 0:
-        return f"its process was killed by {signal.Signals(-child.returncode).name}; run the sweep again to resume it"
-    return (err.strip().splitlines() or [f"its process ended with code {child.returncode}"])[-1]
-
-
-def _stop_with(child: subprocess.Popen, control: Control) -> None:
-    """Hand a stop on to the child: SIGTERM makes it end its run as stopped."""
-    while child.poll() is None:
-        if control.position == "stop":
-            child.terminate()
-            return
-        time.sleep(0.1)
 
 
 def _bar(total: int, progress: bool) -> Any:

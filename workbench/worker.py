@@ -1,22 +1,30 @@
-"""One run in a process of its own: the job comes as JSON on standard input, the outcome goes as one JSON line to standard output."""
+"""A process that runs one job after the other: they come as JSON lines on standard input, outcomes go as lines to standard output."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from typing import Any
 
 from tracking.errors import UserError
 from workbench.runs import RunFailed, run
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a run prints is no answer
+    for line in sys.stdin:
+        answers.write(json.dumps(outcome(json.loads(line))) + "\n")
+
+
+def outcome(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job; what ended, or what kept it from that."""
     try:
         ended = run(**job, progress=False)
-        answer = {"key": ended.key, "status": ended.status, "reason": ended.reason, "cached": ended.cached, "url": ended.url}
     except (UserError, RunFailed) as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
+        return {"error": str(error)}
+    return {"key": ended.key, "status": ended.status, "reason": ended.reason, "cached": ended.cached, "url": ended.url}
 
 
 if __name__ == "__main__":

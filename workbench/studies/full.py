@@ -29,9 +29,10 @@ def _dgl() -> Runs:
     from workbench.studies import dgl
 
     s = dgl.Scale("cifar10/dgl_cnn4", {}, epochs=50, batch_size=128, full=True)
-    return [*dgl.learning(s)[:2], *dgl.slowdowns(s, (1.0, 1.2)), dgl.quantised(s, (256,), 16)[-1], *dgl.buffer_sizes(s, (1,)),
+    end_to_end, at_once, in_turn = dgl.learning(s)
+    return [end_to_end, dgl.quantised(s, (256,), 16)[-1], at_once, *dgl.slowdowns(s, (1.2, 1.0)), *dgl.buffer_sizes(s, (1,)),
             *dgl.slowdowns(s, (2.0, 1.5)), *dgl.buffer_sizes(s, (50, 2, 5, 30)), *dgl.quantised(s, (64, 16), 16)[1:],
-            dgl.learning(s)[2], *dgl.slowdowns(s, (1.1, 1.35))]
+            in_turn, *dgl.slowdowns(s, (1.1, 1.35))]
 
 
 def _favas() -> Runs:
@@ -50,9 +51,11 @@ def _igt() -> Runs:
 
 
 def _reallm() -> Runs:
+    """Without training first."""
     from workbench.studies import reallm
 
-    return [*reallm.FULL.pareto((3, 2, 4)), *reallm.FULL.tuned(2)]
+    quick = reallm.FULL.pareto((3, 2, 4), reallm.SOME)
+    return quick + [run for run in reallm.FULL.pareto((3, 2, 4)) if run not in quick] + reallm.FULL.tuned(2)
 
 
 RUNS: dict[str, Callable[[], Runs]] = {
