@@ -8,7 +8,7 @@ import math
 import pytest
 
 from tracking.errors import UserError
-from tracking.results import keep, kept
+from tracking.results import keep, kept, shown
 
 ROW = {"quantity": "test accuracy after 90 epochs", "method": "askewsgd", "metric": "eval/accuracy", "mean": 0.9, "half_width": 0.01,
        "n": 3, "profile": "full"}
@@ -104,3 +104,15 @@ def test_values_stand_for_an_interval_worked_out_on_reading(tmp_path):
     assert found.half_width == interval(values).half_width
     with pytest.raises(UserError, match="do not have the mean"):
         keep("trial", "Some GPU", [{**row, "mean": 0.5}], about, root=tmp_path)
+
+
+def test_shown_has_a_row_a_quantity_and_no_figure_that_was_not_measured(tmp_path):
+    assert shown("s", root=tmp_path).empty
+    other = {**ROW, "quantity": "test accuracy after 10 epochs", "n": 1, "half_width": None}
+    keep("s", HARDWARE, [ROW, {**ROW, "metric": "memory/bits_per_weight", "mean": 2.5}, {**ROW, "metric": "train/loss"}, other], PROVENANCE,
+         root=tmp_path)
+    table = shown("s", root=tmp_path)
+    assert list(table) == ["what", "eval/accuracy [fraction]", "memory/bits_per_weight [bit]", "n", "hardware", "commit", "date"]
+    assert table["eval/accuracy [fraction]"].tolist() == ["0.9 ± 0.01", "0.9"]
+    assert table["memory/bits_per_weight [bit]"].isna().tolist() == [False, True]
+    assert table["n"].tolist() == [3, 1]

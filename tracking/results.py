@@ -79,6 +79,27 @@ def kept(study: str, *, root: str | os.PathLike[str] | None = None) -> pandas.Da
     return pandas.DataFrame(rows, columns=[*REQUIRED, *OPTIONAL, "hardware", "commit", "date", "level"])
 
 
+def shown(study: str, *, root: str | os.PathLike[str] | None = None) -> pandas.DataFrame:
+    """The kept figures for a person: a row a quantity and hardware, a column a metric that has a better direction; empty without any.
+
+    Metrics of training and of the machine are left to :func:`kept`.
+    """
+    import pandas
+
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in kept(study, root=root).to_dict("records"):
+        declared = METRICS.get(r["metric"])
+        if declared is None or declared.better is None or r["metric"].startswith(("train/", "clock/")):
+            continue
+        row = rows.setdefault((r["quantity"], r["hardware"]), {"what": r["quantity"], "n": r["n"], "hardware": r["hardware"],
+                                                               "commit": r["commit"][:9], "date": r["date"]})
+        spread = f" ± {r['half_width']:.2g}" if r["n"] > 1 else ""
+        row[declared.label] = f"{r['mean']:.5g}{spread}"
+    frame = pandas.DataFrame(rows.values())
+    facts = ["what", "n", "hardware", "commit", "date"]
+    return frame[["what", *(c for c in frame if c not in facts), *facts[1:]]] if len(frame) else frame
+
+
 def _with_interval(row: Mapping[str, Any], level: float) -> dict[str, Any]:
     from tracking.statistics import interval
 
