@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,graphs,llm,test]'
 	@touch $@
 
-demo: $(INSTALLED)  ## the tour: six quantised-training methods, compared, claims checked (minutes)
+demo: $(INSTALLED)  ## the tour: four families of methods in bytes, joules and seconds, claims checked (minutes)
 	@$(BIN)/workbench study tour
 
 test: $(INSTALLED)  ## the tests
@@ -47,7 +47,7 @@ bench: $(INSTALLED)  ## speed, as ratios measured side by side
 	@$(BIN)/python -m tests.bench
 
 docs: $(INSTALLED)  ## offline pages: executed studies, every method, how to add one, how to read the meters
-	@$(BIN)/python -m workbench.docs
+	@$(BIN)/workbench docs
 
 gpu:  ## on a CUDA machine: every method against the CPU, then full studies inside a time budget
 	@$(NODE_PYTHON) -m tests.gpu --budget-s $(NODE_BUDGET_S) $(NODE_ARGUMENTS)

@@ -152,6 +152,13 @@ def browser_page(width: int = 1280, height: int = 1600) -> Iterator[Page]:
             browser.close()
 
 
+def artifacts(fallback: Path) -> Path:
+    """The folder in which screenshots are kept: ``$WORKBENCH_ARTIFACTS``, made if it is not there, else ``fallback``."""
+    folder = Path(os.environ.get("WORKBENCH_ARTIFACTS") or fallback).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def open_notebook(page: Page, lab: Lab, name: str) -> None:
     """Open a notebook and wait until its kernel can take a cell: one that is run earlier is lost without a word."""
     page.goto(lab.address(name))

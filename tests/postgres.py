@@ -56,7 +56,8 @@ class Cluster:
     def rows(self, database: str, query: str) -> list[tuple]:
         import psycopg
 
-        with psycopg.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True) as connection:
+        login = {"host": "127.0.0.1", "port": self.port, "user": USER, "password": PASSWORD}
+        with psycopg.connect(**login, dbname=database, autocommit=True) as connection:
             answer = connection.execute(query)
             return answer.fetchall() if answer.description else []
 
@@ -85,7 +86,8 @@ def postgres() -> Iterator[Cluster]:
             for path in (folder, folder / "password"):
                 shutil.chown(path, "nobody")
         cluster = Cluster(folder, free_port())
-        cluster._run("initdb", "-D", "data", "-U", USER, "--auth=scram-sha-256", "--pwfile=password", "-E", "UTF8", "--locale=C", "--no-sync")
+        login = ("-U", USER, "--auth=scram-sha-256", "--pwfile=password")
+        cluster._run("initdb", "-D", "data", *login, "-E", "UTF8", "--locale=C", "--no-sync")
         cluster.start()
         try:
             yield cluster

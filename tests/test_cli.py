@@ -110,7 +110,7 @@ def test_a_reader_that_leaves_is_no_error():
     """As in ``workbench tasks | head -1``, with more to print than a pipe holds."""
     script = (
         "import sys\nimport workbench.cli as c\n"
-        "c._tasks = lambda args: c._print_rows([{'id': 'x' * 100}] * 5000, False, None)\nsys.exit(c.main(['tasks']))"
+        "c._tasks = lambda args: c.print_rows([{'id': 'x' * 100}] * 5000, False, None)\nsys.exit(c.main(['tasks']))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
@@ -158,6 +158,50 @@ def test_a_failing_run_ends_with_one_and_one_line(toy, here):
 
 def test_a_budget_ends_a_run(toy, here):
     assert re.search(r"^train/samples +4$", here("run", "toy", "toy", "--budget", "train/samples=4", *QUIET), re.M)
+
+
+def test_preview_tells_the_cost_of_the_run_and_leaves_nothing_behind(toy, here, own_home):
+    words = ["toy", "toy", "--set", "steps=4", "--set", "talk=true", "--device", "cpu", "--threads", "1"]
+    told = json.loads(here("preview", *words, "--json"))
+    shown = {row[0]: row[1] for row in rows(here("preview", *words)) if len(row) == 2}
+    assert not own_home.exists() or not any(own_home.iterdir())
+    ended = here("run", *words, "--tracking", "off")
+    sent = re.search(r"^comm/up_bytes +(\d+)$", ended, re.M).group(1)
+    assert told["run_bytes"] == float(sent) == 4 * told["step_bytes"]
+    assert shown["run_bytes"] == sent
+    assert told["steps"] == 4
+    assert told.keys() - {"model"} == shown.keys()
+    assert not {"parameters", "flops", "model_j", "model"} & told.keys(), "the toy has no network: absent, not zero"
+
+
+def test_preview_names_what_its_joules_are_modelled_for(here):
+    text = here("preview", "full_precision", "digits/mlp", "--set", "epochs=1", "--task-set", "train_size=200", "--device", "cpu")
+    assert re.search(r"^model_j +0\.\d+$", text, re.M)
+    assert text.splitlines()[-1] == "model_j: modelled for ascend_like, as_trained"
+
+
+def test_docs_and_views_hand_on_what_was_typed(here, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("workbench.docs.build", lambda folder, execute: asked.append((folder, execute)) or folder / "index.html")
+    assert here("docs", str(tmp_path), "--execute", "smoke") == f"Pages: {(tmp_path / 'index.html').as_uri()}\n"
+    assert asked == [(tmp_path, "smoke")]
+
+
+def test_views_are_published_where_it_was_typed_and_their_links_printed(here, monkeypatch):
+    from tracking.views import VIEWS, Published
+
+    asked = []
+
+    def publish(experiment, *, tracking, views):
+        asked.append((experiment, tracking, [view.name for view in views]))
+        return Published({"curves": f"http://{experiment}"}, "a note")
+
+    monkeypatch.setattr("tracking.views.publish", publish)
+    assert here("views", "mine", "tour", "--tracking", "http://there") == (
+        "mine\n  curves: http://mine\n  a note\ntour\n  curves: http://tour\n  a note\n")
+    here("views", "mine", "--view", "costs")
+    assert [(e, t, len(names)) for e, t, names in asked] == [("mine", "http://there", len(VIEWS)), ("tour", "http://there", len(VIEWS)),
+                                                             ("mine", None, 1)]
 
 
 def test_sweep_with_a_failing_run_tells_which_and_runs_the_others(toy, here):
@@ -280,6 +324,10 @@ MISTAKES = {
     "hardware": (["compare", "--hardware", "v10_like"], "Unknown hardware 'v10_like'. Did you mean 'v100_like'?"),
     "scenario": (["compare", "--scenario", "unfuse"], "Unknown scenario 'unfuse'. Did you mean 'unfused'?"),
     "no joules": (["compare", "--hardware", "eyeriss_like"], "multiples of one multiply-accumulate, not in joules"),
+    "preview": (["preview", "toy", "toy", "--set", "lr=0"], "lr = 0 is refused"),
+    "preview of what cannot run": (["preview", "toy", "digits/mlp"], "'digits/mlp' is of kind classification"),
+    "pages of no profile": (["docs", "nowhere", "--execute", "quik"], "Unknown profile 'quik'. Did you mean 'quick'?"),
+    "view": (["views", "workbench", "--view", "tradeoff"], "Unknown view 'tradeoff'. Did you mean 'tradeoffs'?"),
     "metric": (["compare", "--metric", "eval/acuracy"], "Did you mean 'eval/accuracy'?"),
 }
 

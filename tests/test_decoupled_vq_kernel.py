@@ -101,6 +101,22 @@ def test_payloads_are_those_of_the_ledgers_quantiser(shape, backend):
     assert torch.equal(vq.codes(x.to(memory_format=torch.channels_last)), codes), "strides do not matter"
 
 
+@each
+@pytest.mark.parametrize(("size", "flipped"), [(5, -1), (600, -1), (300, HEADER)])
+def test_a_code_beyond_the_codebook_is_refused(size, flipped, backend):
+    """Of all ones in the last byte (of high bits, where codes have more than eight), or in a low byte below a high bit."""
+    x, book = normal(8, 4, 4, 4), normal(2, size, 2, seed=1)
+    vq = LinkQuantiser(book, backend=backend)
+    codes = torch.full((128, 2), size - 1)
+    payload = bytearray(vq.payload(x, codes))
+    payload[flipped] = 255
+    with pytest.raises(ValueError, match=f"an index [0-9]+ into {size} codewords"):
+        vq.decode(bytes(payload))
+    for torn in (payload[:-1], payload + b"0"):
+        with pytest.raises(ValueError, match="Torn or foreign"):
+            vq.decode(bytes(torn))
+
+
 @pytest.mark.parametrize("size", [2, 5, 16, 100, 256, 257, 4096])
 def test_every_width_of_code(size):
     """One bit to twelve; beyond eight the low bytes come first."""

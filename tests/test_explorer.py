@@ -108,10 +108,11 @@ def test_yaml_reads_back_what_was_written(value):
 @given(lr=st.floats(1e-300, 1e30), sleep_s=st.floats(0, 10), seed=st.integers(0, 2**63 - 1))
 def test_command_line_reads_back_what_was_written(toy, lr, sleep_s, seed):
     from workbench import cli, registry
+    from workbench.cli_options import run_arguments
 
     request = Request("toy", "toy", {"lr": lr, "sleep_s": sleep_s}, {"dim": 5}, seed, "cpu", "off")
     args = cli.build_parser().parse_args(shlex.split(snippets.cli([request]).replace("\\\n", ""))[1:])
-    given_ = cli._run_arguments(args, ["toy"], "toy")
+    given_ = run_arguments(args, "toy", "toy")
     assert registry.load_method("toy").Params(**given_["params"]) == registry.load_method("toy").Params(**request.params)
     assert (given_["task_params"], args.seed, args.device, args.tracking) == ({"dim": 5}, seed, "cpu", "off")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.test_explorer_panes import drawn
+from tests.test_llm_tasks import SMALL
 from workbench.llm.packed import Packed
 from workbench.method import Context, View
 from workbench.spec import resolve
@@ -19,9 +20,9 @@ from workbench.state import snapshot
 SLOW_LINKS = {"latency": 0.05, "bandwidth": 2e5}
 
 
-def begun(method: str, task: str = "digits/mlp", **params: Any):
+def begun(method: str, task: str = "digits/mlp", task_params: dict[str, Any] | None = None, **params: Any):
     """Method, task, context and State of a run that has not made a step."""
-    job = resolve(method, task, params, device="cpu")
+    job = resolve(method, task, params, task_params=task_params, device="cpu")
     ctx = Context(torch.device("cpu"), 3)
     job.task.setup(ctx)
     return job.method, job.task, ctx, job.method.init(job.task, ctx)
@@ -183,7 +184,7 @@ def test_other_views_hold_all_weights(method):
 
 @pytest.mark.parametrize(("method", "params"), [("rtn", {"bits": 2}), ("reallm", {"bits": 2, "dim": 2, "permute": "always", "turns": 1})])
 def test_patterns_are_those_of_the_matrix_and_of_what_is_stored(method, params):
-    method, task, ctx, state = begun(method, "pydoc/tiny_llama", **params, sequences=1)
+    method, task, ctx, state = begun(method, "pydoc/tiny_llama", SMALL, **params, sequences=1)
     assert looked(method, state, task, ctx) == []
     metrics = method.step(state, task, ctx)
     bits, before, after, *ordered, error = looked(method, state, task, ctx)

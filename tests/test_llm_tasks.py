@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import math
+import sys
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
@@ -209,14 +212,59 @@ def test_c4_keeps_every_fifth_document_for_the_test(folder):
     assert [int(t.split()[1].rstrip(".")) for t in train.split("\n\n")] == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
-def test_texts_that_are_not_there_or_damaged_say_what_to_do(folder):
+def test_settings_are_chosen_on_text_that_neither_tests_nor_trains(folder):
+    """Of ten documents the fifth and tenth test; with the fourth and ninth for validation six are left to train."""
+    train, judged = corpora.c4("validation")
+    assert [int(t.split()[1].rstrip(".")) for t in judged.split("\n\n")] == [3, 8]
+    assert [int(t.split()[1].rstrip(".")) for t in train.split("\n\n")] == [0, 1, 2, 5, 6, 7]
+    assert corpora.wikitext2("validation")[1].startswith(" = A valid")
+    assert corpora.wikitext2("validation")[0] == corpora.wikitext2()[0]
+    topics = [corpora.split(list(range(1000)), part) for part in ("test", "validation")]
+    assert not set(topics[0][1]) & {*topics[1][0], *topics[1][1]}, "no topic of the test has a part in a choice"
+    task, chosen = tiny(), tiny(judged="validation")
+    assert chosen.provenance()["judged"] == "validation"
+    assert not torch.equal(task.test_windows, chosen.test_windows)
+    assert not torch.equal(next(task.reference().parameters()), next(chosen.reference().parameters())), "trained on less text"
+
+
+def test_texts_are_downloaded_once_and_are_the_files_that_were_published(folder, monkeypatch):
+    """A stand-in for Hugging Face's loader, with the rows as the hub has them: an empty one for a line of one space."""
+    files, asked = {"train": " \n = A = \n \n a <unk> b \n", "validation": " = V = \n \n", "test": " \n = T = \n text \n \n"}, []
+
+    def load_dataset(hub, config, split, streaming=False):
+        asked.append((hub, config, split))
+        if hub == "allenai/c4":
+            assert streaming, "the whole set is 300 GB"
+            return ({"text": f"page {i}", "url": "u"} for i in range(10**9))
+        return {"text": [line if line != " \n" else "" for line in files[split].splitlines(keepends=True)]}
+
+    for file in folder.iterdir():
+        file.unlink()
+    monkeypatch.setattr(corpora, "WIKITEXT_MD5", {n: hashlib.md5(files[s].encode()).hexdigest() for n, s in corpora.SPLITS.items()})
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    for _ in range(2):
+        assert corpora.wikitext2() == (files["train"], files["test"])
+        assert corpora.wikitext2("validation")[1] == files["validation"]
+        assert corpora.c4()[1].split("\n\n")[:2] == ["page 4", "page 9"]
+        assert len(corpora.c4()[0].split("\n\n")) == 800
+    assert len(asked) == 4
+    (data.cache_folder() / corpora.WIKITEXT).unlink()
+    files["test"] += "altered"
+    with pytest.raises(UserError, match=r"download failed: ValueError: its test text is not the published one .*set WORKBENCH_DATA"):
+        corpora.wikitext2()
+    assert corpora.at_hand(corpora.WIKITEXT) is None, "nothing half or false is kept"
+
+
+def test_texts_that_are_not_there_or_damaged_say_what_to_do(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
     for name, call in (("wikitext2.tar.xz", corpora.wikitext2), ("c4_en_sample.jsonl.gz", corpora.c4)):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:len(whole) // 2])
         with pytest.raises(UserError, match=f"{name} cannot be read: .* Replace it by an intact copy"):
             call()
         (folder / name).unlink()
-        with pytest.raises(UserError, match=f"(?s){name} .* Put it into a folder and set WORKBENCH_DATA.*'pydoc/tiny_llama' needs no data"):
+        words = rf"{name} .*datasets, which would download it, is not installed\. Put it into a folder and set WORKBENCH_DATA"
+        with pytest.raises(UserError, match=f"{words}.*'pydoc/tiny_llama' needs no data"):
             call()
     task = WikiText2("hub", parse(WikiText2.Params, {}, "task"))
     with pytest.raises(UserError, match="takes any causal language model: name its folder or hub id in the parameter `checkpoint`"):

@@ -202,7 +202,7 @@ def test_passwords_leave_the_command_line():
     assert hide_secrets(["--set", f"tracking_uri={uri}"]) == (["--set", "tracking_uri="], environment)
     for harmless in ("postgresql://u@h/db", "sqlite:////a:b@c.db", "http://127.0.0.1:5000", "a=b"):
         assert hide_secrets(["w", "ui", "--store", harmless]) is None
-    with pytest.raises(UserError, match="its port is no number. In a password write %2F") as refused:
+    with pytest.raises(UserError, match=r"its port is no number\. In a password write %2F") as refused:
         tracking_uri("postgresql://u:p/w@h/db")
     assert "p/w" not in str(refused.value)
     assert tracking_uri("postgres://u:pw@h/db") == "postgresql://u:pw@h/db"
@@ -226,7 +226,7 @@ def test_an_executed_notebook_has_no_password(own_home, monkeypatch):
     assert study.execute("tour", profile="smoke", parameters={"tracking_uri": "postgresql://u:s3cret@h/db"}) == 0
     assert seen == {"profile": "smoke", "environment": "postgresql://u:s3cret@h/db"}
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    with pytest.raises(UserError, match="would stay in the notebook. Set MLFLOW_TRACKING_URI") as refused:
+    with pytest.raises(UserError, match=r"would stay in the notebook\. Set MLFLOW_TRACKING_URI") as refused:
         study.parameters({"tracking_uri": "postgresql://u:s3cret@h/db"})
     assert "s3cret" not in str(refused.value)
 

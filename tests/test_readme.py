@@ -30,6 +30,13 @@ def test_there_is_something_to_check():
     assert sum(c.startswith("workbench") for c in COMMANDS) >= 3
 
 
+def test_links_lead_somewhere_and_the_first_to_the_tour():
+    links = re.findall(r"(?<!!)\[[^]]+\]\(([^)]+)\)", TEXT)
+    assert links[0] == "notebooks/00_tour.ipynb"
+    inside = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("https://")]
+    assert all((ROOT / link).is_file() for link in inside), inside
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_python_snippets_run(number, tmp_path, monkeypatch):
     """Each snippet runs as a file of its own, in an interpreter of its own, with a home of its own."""

@@ -89,7 +89,7 @@ def test_page_has_structure_for_assistive_technology(page):
     assert tags.count("table") == tags.count("caption") == 4  # two tables, and the data of two figures
     assert tags.count("details") == tags.count("summary") == 2
     plots = [a for _, a in parsed.tags if a.get("class") == "plot"]
-    assert all(a["role"] == "img" and a["aria-label"] for a in plots)
+    assert all(a["role"] == "group" and a["aria-label"] for a in plots)
     ids = [a["id"] for _, a in parsed.tags if "id" in a]
     assert len(ids) == len(set(ids))
 

@@ -1,35 +1,23 @@
-"""Saved views of MLflow's pages: the format without a server, and a browser on a real one."""
+"""Saved views of MLflow's pages: their format and their publishing; a browser sees them in test_server.py."""
 
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
+from dataclasses import replace
+from urllib.parse import unquote
 
 import pytest
 
-from tests.browser import browser_page, why_not
+from tests.tracking_helpers import make_run, recorded, wait_for
 from tracking.errors import UserError
+from tracking.folder import RunFolder
+from tracking.journal import Journal
 from tracking.metrics import METRICS
-from tracking.store import Point, Store
-from tracking.views import VIEWS, load, publish
-from tracking.views.saved import KNOWN, MAX_TAG, TAG, parse, read_back
-
-WHY_NOT = why_not("mlflow")
-COSTS = {"clock/wall_s": 1.0, "comm/up_bytes": 1e6, "energy/model_j": 0.5}
-
-
-def recorded(uri: str) -> Store:
-    """A store with two methods, two seeds each: accuracy, and three of the costs."""
-    store = Store(uri)
-    for method in ("dense", "binary"):
-        for seed in (0, 1):
-            run_id = store.open_run({"key": f"{method}{seed}", "name": f"{method} s{seed}", "experiment": "bench", "created": time.time(),
-                                     "params": {"method": method, "seed": seed}, "tags": {"workbench.method": method}})
-            store.log_points(run_id, [Point(name, value, 1000 + step, step) for step in range(1, 5) for name, value in (
-                ("eval/accuracy", 0.1 * step + 0.01 * seed), *((cost, unit * step) for cost, unit in COSTS.items()))])
-            store.finish(run_id, "finished")
-    return store
+from tracking.recorder import Recorder
+from tracking.store import Store
+from tracking.styles import style_of
+from tracking.views import VIEWS, links_of, load, publish
+from tracking.views.saved import KNOWN, MAX_TAG, TAG, known_metrics, parse, read_back
 
 
 @pytest.mark.parametrize("id", VIEWS)
@@ -37,6 +25,13 @@ def test_every_view_is_whole_and_small(id):
     view = load(id)
     state = read_back(view.value(1, set(METRICS)))
     assert len(view.value(1, set(METRICS))) < MAX_TAG
+    assert state["searchFilter"] == "params.`method` LIKE '%'"  # the parents of studies have no figures
+    if view.columns:
+        named = [c.partition(".`") for c in state["selectedColumns"]]
+        assert [name[:-1] for _, _, name in named] == [*view.columns]
+        assert [kind for kind, _, _ in named] == ["metrics" if c in METRICS else "params" for c in view.columns]
+        assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/accuracy`", False)
+        return
     shown = [c for c in state["compareRunCharts"] if not c["deleted"]]
     assert len(shown) == len(view.charts)
     sections = {s["uuid"]: s["name"] for s in state["compareRunSections"]}
@@ -50,23 +45,33 @@ def test_every_view_is_whole_and_small(id):
             assert card.get("selectedXAxisMetricKey", "step") == chart.x
     # the traps: sections sorted anew, runs hidden, cards that nobody asked for
     assert state["isAccordionReordered"] is True
-    assert state["runsHiddenMode"] == "SHOWALL"
+    assert state["runsHiddenMode"] == "SHOW_ALL"
     silenced = {c["metricKey"] for c in state["compareRunCharts"] if c["deleted"]}
     assert silenced == set(METRICS) - {c.y for c in view.charts if not c.points}
+    assert known_metrics(view.value(1, set(METRICS))) == set(METRICS)
 
 
-def test_a_views_name_changes_with_its_content_and_empty_charts_go():
+def test_empty_charts_go_and_the_link_stays():
     view = load("costs")
     part = view.only({"eval/accuracy", "comm/up_bytes"})
     assert [(c.x, c.y) for c in part.charts] == [("comm/up_bytes", "eval/accuracy"), ("step", "eval/accuracy")]
-    assert part.key != view.key
-    assert load("costs").key == view.key
-    assert view.metrics() <= set(METRICS)
+    assert part.key == view.key == load("costs").key
+    assert view.only({"comm/up_bytes"}) is None
+    assert replace(view, group_by=("task",), key="").key != view.key
+    table = load("runs").only({"eval/loss", "clock/wall_s"})
+    assert table.columns == ("method", "task", "seed", "eval/loss", "clock/wall_s")
+    state = read_back(table.value(1, {"eval/loss", "clock/wall_s"}))
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/loss`", True)  # less is better
+    assert load("runs").only({"train/epoch"}) is None
+    for id in VIEWS:
+        assert load(id).metrics() <= set(METRICS)
 
 
 @pytest.mark.parametrize(("data", "said"), [
     ({"name": "x"}, "missing \\['charts'\\]"), ({"name": "x", "charts": [], "extra": 1}, "unknown fields \\['extra'\\]"),
     ({"name": "x", "charts": [{"section": "s", "y": "eval/acuracy"}]}, "Did you mean 'eval/accuracy'"),
+    ({"name": "x", "charts": [], "columns": []}, "charts or columns, not both"), ({"name": "x"}, "missing"),
+    ({"name": "x", "columns": ["seed", "eval/los"]}, "Did you mean 'eval/loss'"),
     ({"name": "x", "charts": [{"section": "s", "y": "eval/loss", "x": "step", "scatter": "eval/loss"}]}, "chart 1 is refused"),
 ])
 def test_a_wrong_file_is_refused(data, said):
@@ -87,7 +92,7 @@ def test_publishing_again_replaces_ours_and_keeps_a_persons(uri):
     store.client.set_experiment_tag(experiment, f"{TAG}workbench-costs-0ld", "{}")
     published = publish("bench", tracking=uri)
     assert published.note == ""
-    assert set(published.links) == {load(v).name for v in ("costs", "tradeoffs")}  # no losses were reported
+    assert set(published.links) == {load(v).name for v in ("costs", "runs", "tradeoffs")}  # no losses were reported
     tags = {k: v for k, v in store.client.get_experiment(experiment).tags.items() if k.startswith(TAG)}
     assert f"{TAG}somebody" in tags
     assert f"{TAG}workbench-costs-0ld" not in tags
@@ -114,6 +119,53 @@ def test_the_command_prints_the_links(uri, monkeypatch, capsys):
     assert "no experiment 'nowhere'" in capsys.readouterr().err
 
 
+def test_a_run_that_ends_brings_the_views_up_to_date_and_keeps_their_links(uri, tmp_path):
+    """Recorded by the recorder itself; what is published tells which metrics others reported, without asking for all runs."""
+    links = {}
+    for key, more in (("k1", {}), ("k2", {"comm/up_bytes": 3.0})):
+        folder = make_run(tmp_path / key, key, note="**A method** on a task.")
+        with Journal(folder.journal_path) as journal:
+            journal.append(1, {"eval/accuracy": 0.5, "train/loss": 2.0}, 1_700_000_000_000)
+            journal.append(2, {"eval/accuracy": 0.25, "clock/wall_s": 1.5, **more}, 1_700_000_001_000)
+        folder.write_status("finished")
+        recorder = Recorder(folder, uri).start()
+        assert recorder.close(60) == 0
+        links[key] = links_of([folder], uri)
+        run = Store(uri).client.get_run(recorder.run_id)
+    assert links["k1"] == links["k2"]
+    assert set(links["k1"]) == {load(v).name for v in ("costs", "losses", "runs", "tradeoffs")}
+    experiment = Store(uri).client.get_experiment(run.info.experiment_id)
+    for id in ("costs", "runs"):
+        known = known_metrics(experiment.tags[load(id).tag])
+        assert known >= {"eval/accuracy", "clock/wall_s", "comm/up_bytes"}
+    assert known_metrics(experiment.tags[load("costs").tag]) == {"eval/accuracy", "train/loss", "clock/wall_s", "comm/up_bytes"}
+    assert links_of([folder], "off") == links_of([RunFolder(tmp_path / "none")], uri) == {}
+    both = links_of([RunFolder(tmp_path / "k1"), folder], uri)
+    runs = [json.loads(unquote(part.partition("=")[2])) for part in both["these runs side by side"].partition("?")[2].split("&")]
+    assert len(runs[0]) == 2
+    assert runs[0][1] == run.info.run_id
+    assert runs[1] == [run.info.experiment_id]
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**A method** on a task.")
+    assert "| `eval/accuracy` | 0.25 | 0.5 | fraction |" in note  # last, best
+    assert f"viewStateShareKey={load('costs').key}" in note
+    assert "](#/experiments/" in note  # whichever address the server is reached at
+    assert "workbench.control" not in note
+    assert run.data.tags["mlflow.runColor"] == style_of(["toy"])["toy"].colour
+    assert "workbench.reason" not in run.data.tags
+
+
+def test_a_note_that_a_person_edited_stays(uri, tmp_path):
+    folder = make_run(tmp_path / "run")
+    recorder = Recorder(folder, uri, interval_s=0.02).start()
+    run_id, client = wait_for(lambda: recorder.run_id), Store(uri).client
+    assert "`workbench.control` takes `stop`" in wait_for(lambda: client.get_run(run_id).data.tags.get("mlflow.note.content"))
+    client.set_tag(run_id, "mlflow.note.content", "mine")
+    folder.write_status("finished")
+    assert recorder.close(60) == 0
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == "mine"
+
+
 @pytest.mark.parametrize("version", ["2.22.0", "4.0.0", "unknown"])
 def test_another_version_is_told_and_the_report_named(uri, monkeypatch, version):
     store = recorded(uri)
@@ -124,28 +176,3 @@ def test_another_version_is_told_and_the_report_named(uri, monkeypatch, version)
     assert KNOWN[-1] in published.note
     assert [*published.links] == ["all runs"]
     assert not [t for t in store.client.get_experiment(store.experiment("bench")).tags if t.startswith(TAG)]
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
-def test_the_real_server_shows_the_published_view(uri, tmp_path: Path, monkeypatch):
-    from tracking import server
-
-    recorded(uri)
-    process, url = server.start(tmp_path / "home", port=0, uri=uri)
-    try:
-        published = publish("bench", tracking=url)
-        with browser_page(1400, 1300) as page:
-            page.goto(published.links[load("costs").name])
-            for section in ("Accuracy by time", "Accuracy by bytes sent", "Accuracy by joules", "Accuracy by steps"):
-                page.get_by_text(section, exact=True).first.wait_for(timeout=60_000)
-            page.get_by_text("Group: binary").first.wait_for()  # grouped by method
-            names = page.locator("body").inner_text()
-            assert names.index("Accuracy by time") < names.index("Accuracy by bytes sent") < names.index("Accuracy by joules")
-            assert "Other metrics" not in names
-            page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for(state="attached")
-            page.screenshot(path=tmp_path / "view.png")
-            page.goto(published.links[load("tradeoffs").name])
-            page.get_by_text("Accuracy against joules", exact=True).first.wait_for(timeout=60_000)
-    finally:
-        server.stop(process)

@@ -16,7 +16,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from tracking import shipping
 from tracking.folder import RunFolder
 from tracking.journal import Journal, read
-from tracking.store import Store
+from tracking.store import Point, Store
 
 NAMES = [f"train/metric_{i}" for i in range(4)]
 
@@ -80,6 +80,22 @@ def new_store(template: Path, home: Path) -> str:
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(template, home / "mlflow.db")
     return f"sqlite:///{home / 'mlflow.db'}"
+
+
+COSTS = {"clock/wall_s": 1.0, "comm/up_bytes": 1e6, "energy/model_j": 0.5}
+
+
+def recorded(uri: str, parent: str | None = None) -> Store:
+    """A store with two methods, two seeds each, in experiment ``bench``: accuracy, and three of the costs."""
+    store = Store(uri)
+    for method in ("dense", "binary"):
+        for seed in (0, 1):
+            run_id = store.open_run({"key": f"{method}{seed}", "name": f"{method} s{seed}", "experiment": "bench", "created": time.time(),
+                                     "params": {"method": method, "seed": seed}, "tags": {"workbench.method": method}, "parent": parent})
+            store.log_points(run_id, [Point(name, value, 1000 + step, step) for step in range(1, 5) for name, value in (
+                ("eval/accuracy", 0.1 * step + 0.01 * seed), *((cost, unit * step) for cost, unit in COSTS.items()))])
+            store.finish(run_id, "finished")
+    return store
 
 
 # -- child processes -------------------------------------------------------------------------------------------

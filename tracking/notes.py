@@ -18,13 +18,13 @@ MAX_NOTE = 7500  # characters; MLflow allows a tag 8000
 
 def begun(run: Mapping[str, Any]) -> str:
     """The note of a run (content of ``run.json``) that has begun."""
-    return _whole([_head(run), CONTROL, *_origin(run)])
+    return whole([_head(run), CONTROL, *_origin(run)])
 
 
 def ended(run: Mapping[str, Any], status: str, reason: str, entries: Iterable[Entry], links: Mapping[str, str]) -> str:
     """The note of a run that has ended: results first, then parameters and where it came from."""
-    verdict = f"**{status}**" + (f": {plain(reason)}" if reason else "")
-    return _whole([_head(run), linked(links), verdict, results(entries), *_origin(run)])
+    verdict = f"**{status}**" + (f", {plain(reason)}" if reason else "")
+    return whole([_head(run), " · ".join(filter(None, [verdict, linked(links)])), results(entries), *_origin(run)])
 
 
 def results(entries: Iterable[Entry]) -> str:
@@ -58,16 +58,21 @@ def plain(text: Any) -> str:
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
 
 
+def code(value: Any) -> str:
+    """A value as code."""
+    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", "\\|")
+
+
 def _head(run: Mapping[str, Any]) -> str:
     return run.get("note") or f"**{plain(run['name'])}**"
 
 
 def _origin(run: Mapping[str, Any]) -> list[str]:
-    return [table(("parameter", "value"), [(f"`{k}`", f"`{plain(v)}`") for k, v in run.get("params", {}).items()]),
-            table(("provenance", ""), [(plain(k), f"`{plain(v)}`") for k, v in run.get("provenance", {}).items()])]
+    return [table(("parameter", "value"), [(code(k), code(v)) for k, v in run.get("params", {}).items()]),
+            table(("provenance", ""), [(plain(k), code(v)) for k, v in run.get("provenance", {}).items()])]
 
 
-def _whole(parts: Iterable[str]) -> str:
+def whole(parts: Iterable[str]) -> str:
     """The parts, those that fit; what does not is on the page anyway, as parameters or in ``run.json``."""
     note = ""
     for part in parts:

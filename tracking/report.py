@@ -91,7 +91,7 @@ def table_html(table: Table) -> str:
         cells += [f"<td{_right(n or _is_figure(v))}>{_plain(cell_text(v))}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = _plain(table.caption)
-    return (f'<div class="wide" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
+    return (f'<div class="wide" role="group" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
 
 
@@ -155,7 +155,7 @@ def _picture(picture: Picture, figures: list[str]) -> str:
         part = f" ({len(shown)} of {len(data)} rows, evenly spaced)"
     figures.append(picture.figure.to_json())
     number = len(figures)
-    return (f'<figure><div class="plot" id="plot{number}" role="img" aria-label="{_plain(caption)}"></div>'
+    return (f'<figure><div class="plot" id="plot{number}" role="group" aria-label="{_plain(caption)}"></div>'
             f"<figcaption>Figure {number}. {_plain(caption)}</figcaption>"
             f"<details><summary>Data of figure {number}</summary>"
             f"{table_html(Table(shown, f'Data of figure {number}{part}'))}</details></figure>")

@@ -150,10 +150,10 @@ class Shipper:
         from tracking.views import publish_reported
 
         names = {key for entry in read(self.folder.journal_path) for key in entry.values}
+        self._cursor["experiment_id"] = self.store.experiment(run["experiment"])
         try:
             published = publish_reported(self.store, run["experiment"], names)
             self._cursor["views"], note = published.links, published.note
-            self._cursor["experiment_id"] = self.store.experiment(run["experiment"])
         except Exception as problem:
             self._cursor["views"], note = {}, one_line(problem, self.uri)
         self._cursor |= {"views_note": note} if note else {}

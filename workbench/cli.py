@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.errors import UserError
+from workbench.cli_options import add_run_options, add_setting, pairs, print_links, print_rows, run_arguments, setting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,8 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("method")
     sub.add_argument("task")
     sub.add_argument("--seed", type=int, default=0)
-    _add_run_options(sub)
+    add_run_options(sub)
     sub.add_argument("--fresh", action="store_true", help="repeat a finished run instead of returning it")
+    sub = add("preview", "say what a run would cost, from one step of it", _preview)
+    sub.add_argument("method")
+    sub.add_argument("task")
+    sub.add_argument("--seed", type=int, default=0)
+    add_setting(sub)
+    sub.add_argument("--json", action="store_true", help="as JSON")
     sub = add("sweep", "run a grid of parameters and seeds", _sweep)
     sub.add_argument("method", help="method ids, separated by commas")
     sub.add_argument("task", help="task ids, separated by commas")
@@ -89,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
     sub.add_argument("--executor", default="local", help="local or processes")
     sub.add_argument("--workers", type=int)
-    _add_run_options(sub)
+    add_run_options(sub)
 
     sub = add("study", "execute a paper's study notebook", _study)
     sub.add_argument("id", nargs="?", help="study id; without it the studies are listed")
@@ -104,6 +111,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--hardware", help="hardware of modelled joules, such as v100_like (default: as reported)")
     sub.add_argument("--scenario", help="scenario of modelled joules, such as ordinary_hardware (default: as reported)")
     sub.add_argument("--report", type=Path, help="write a self-contained HTML report here")
+
+    sub = add("docs", "write the project's pages: executed studies, every method, guides", _docs)
+    sub.add_argument("folder", nargs="?", type=Path, default=Path("build/docs"), help="where to (default: build/docs)")
+    sub.add_argument("--execute", metavar="PROFILE", help="first execute the studies that never were, at this profile")
+    sub = add("views", "publish the saved views into MLflow experiments and print their links", _views)
+    sub.add_argument("experiments", nargs="+", help="experiments, such as workbench, or a study's id")
+    sub.add_argument("--view", action="append", metavar="NAME", help="only this view; repeatable")
+    sub.add_argument("--tracking", help="MLflow address (default: $MLFLOW_TRACKING_URI, else the project's SQLite file)")
 
     sub = add("data", "list, fetch or verify data sets", _data)
     sub.add_argument("action", choices=("list", "fetch", "verify"))
@@ -120,101 +135,80 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method; repeatable")
-    sub.add_argument("--task-set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the task; repeatable")
-    sub.add_argument("--budget", action="append", default=[], metavar="METRIC=CAP",
-                     help="end when a cumulative metric reaches this; repeatable")
-    sub.add_argument("--device", help="cpu, cuda or cuda:<n> (default: cuda where there is one)")
-    sub.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    sub.add_argument("--tracking", help="MLflow address, or off (default: $MLFLOW_TRACKING_URI, else the project's SQLite file)")
-    sub.add_argument("--experiment", default="workbench")
-
-
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"{option} {text!r} is refused. Write NAME=VALUE.")
-        pairs[name] = value
-    return pairs
-
-
-def _run_arguments(args: argparse.Namespace, methods: Sequence[str], task: str) -> dict[str, Any]:
-    """What ``run`` and ``sweep`` share, as keyword arguments of ``workbench.run``."""
-    from workbench import registry
-    from workbench.params import from_text
-
-    typed = _pairs(args.set, "--set")
-    return {
-        "params": from_text(registry.load_method(methods[0]).Params, typed) if typed else {},
-        "task_params": from_text(registry.load_task(task).Params, _pairs(args.task_set, "--task-set")) if args.task_set else {},
-        "budget": {k: _number(v, f"--budget {k}") for k, v in _pairs(args.budget, "--budget").items()},
-        "device": args.device, "threads": args.threads, "tracking": args.tracking, "experiment": args.experiment,
-    }
-
-
-def _number(text: str, what: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{what} = {text!r} is refused. Allowed: number.") from None
-
-
 # --- verbs ------------------------------------------------------------------------------------------------
 
 
 def _methods(args: argparse.Namespace) -> None:
     from workbench.catalogue import method_rows
 
-    _print_rows(method_rows(args.family), args.json, ("id", "family", "title", "summary"))
+    print_rows(method_rows(args.family), args.json, ("id", "family", "title", "summary"))
 
 
 def _tasks(args: argparse.Namespace) -> None:
     from workbench.catalogue import task_rows
 
-    _print_rows(task_rows(), args.json, ("id", "kind", "embedded", "title"))
+    print_rows(task_rows(), args.json, ("id", "kind", "embedded", "title"))
 
 
 def _describe(args: argparse.Namespace) -> None:
     from workbench.catalogue import parameter_rows
 
-    _print_rows(parameter_rows(args.id), args.json, ("name", "default", "allowed", "description"))
+    print_rows(parameter_rows(args.id), args.json, ("name", "default", "allowed", "description"))
 
 
 def _run(args: argparse.Namespace) -> int:
+    from tracking.views import links_of
     from workbench.runs import RunFailed, run
 
     try:
-        ended = run(args.method, args.task, seed=args.seed, fresh=args.fresh, **_run_arguments(args, [args.method], args.task))
+        ended = run(args.method, args.task, seed=args.seed, fresh=args.fresh, **run_arguments(args, args.method, args.task))
     except RunFailed as error:
         print(f"workbench: {error}", file=sys.stderr)
         return 1
     print(f"{ended.status}{' (from the cache)' if ended.cached else ''}{': ' + ended.reason if ended.reason else ''}")
-    _print_rows([{"metric": n, "last": f"{v:.6g}"} for n, v in ended.metrics.items()], False, ("metric", "last"))
+    print_rows([{"metric": n, "last": f"{v:.6g}"} for n, v in ended.metrics.items()], False, ("metric", "last"))
     print(f"folder  {ended.folder.path}")
     if ended.url:
         print(f"MLflow  {ended.url}  (start the server with `workbench ui`)")
+    print_links(links_of([ended.folder], args.tracking))
     return 0 if ended.status == "finished" else 1
 
 
+def _preview(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from workbench.preview import preview
+
+    cost = preview(args.method, args.task, seed=args.seed, **setting(args, args.method, args.task))
+    known = {name: value for name, value in asdict(cost).items() if value not in (None, "")}
+    if args.json:
+        print(json.dumps(known, indent=1))
+        return
+    joules_for = known.pop("model", None)
+    print_rows([{"cost": n, "value": f"{v:.6g}"} for n, v in known.items()], False, ("cost", "value"))
+    print("step_*: of one step, made now; run_s, run_bytes, samples, flops and model_j: of the whole run, in proportion to it")
+    if joules_for:
+        print(f"model_j: modelled for {joules_for}")
+
+
 def _sweep(args: argparse.Namespace) -> int:
+    from tracking.views import links_of
     from workbench import registry
     from workbench.params import from_text
     from workbench.sweeps import grid, sweep
 
     methods, tasks = args.method.split(","), args.task.split(",")
     varied = {}
-    for name, values in _pairs(args.grid, "--grid").items():
+    for name, values in pairs(args.grid, "--grid").items():
         varied[name] = [from_text(registry.load_method(methods[0]).Params, {name: v})[name] for v in values.split(",")]
-    common = _run_arguments(args, methods, tasks[0])
+    common = run_arguments(args, methods[0], tasks[0])
     result = sweep(grid(methods, tasks, common.pop("params"), **varied), seeds=args.seeds, executor=args.executor,
                    workers=args.workers, **common)
     table = result.table()
     if len(table):
         shown = ["method", "task", "seed", *varied, "status", *(c for c in ("eval/accuracy", "eval/loss") if c in table)]
         print(table[shown].to_string(index=False))
+    print_links(links_of([r.folder for r in result.runs], args.tracking))
     for job, reason in result.failures:
         print(f"failed: {job['method']} on {job['task']}, seed {job.get('seed', 0)}: {reason}", file=sys.stderr)
     return 1 if result.failures or any(r.status != "finished" for r in result.runs) else 0
@@ -227,9 +221,9 @@ def _study(args: argparse.Namespace) -> int:
         print("\n".join(row["id"] for row in studies()))
         return 0
     if args.id is None:
-        _print_rows(studies(), False, ("id", "title", "notebook"))
+        print_rows(studies(), False, ("id", "title", "notebook"))
         return 0
-    return execute(args.id, profile=args.profile, parameters=_pairs(args.set, "--set"), output=args.output)
+    return execute(args.id, profile=args.profile, parameters=pairs(args.set, "--set"), output=args.output)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -240,13 +234,29 @@ def _compare(args: argparse.Namespace) -> None:
     print(comparison)
     if args.report:
         print(f"report  {comparison.report(args.report)}")
+    print_links(comparison.links())
+
+
+def _docs(args: argparse.Namespace) -> None:
+    from workbench.docs import build
+
+    print(f"Pages: {build(args.folder, execute=args.execute).absolute().as_uri()}")
+
+
+def _views(args: argparse.Namespace) -> None:
+    from tracking.views import VIEWS, load, publish
+
+    views = [load(view) for view in args.view or VIEWS]
+    for experiment in args.experiments:
+        published = publish(experiment, tracking=args.tracking, views=views)
+        print(f"{experiment}\n" + "\n".join(f"  {line}" for line in str(published).splitlines()))
 
 
 def _data(args: argparse.Namespace) -> int:
     from workbench import data
 
     if args.action == "list":
-        _print_rows(data.status(), False, None)
+        print_rows(data.status(), False, None)
         return 0
     if args.action == "fetch":
         if args.name is None:
@@ -254,7 +264,7 @@ def _data(args: argparse.Namespace) -> int:
         print(data.fetch(args.name, args.to))
         return 0
     rows = data.verify(args.name)
-    _print_rows(rows, False, None)
+    print_rows(rows, False, None)
     return 0 if all(row.get("ok", True) for row in rows) else 1
 
 
@@ -262,7 +272,7 @@ def _sync(args: argparse.Namespace) -> int:
     from tracking.sync import sync
 
     rows = sync(uri=args.tracking, folders=args.folders or None)
-    _print_rows(rows, False, None)
+    print_rows(rows, False, None)
     return 0
 
 
@@ -270,7 +280,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from workbench.doctor import examine
 
     rows = examine()
-    _print_rows(rows, False, ("check", "state", "detail"))
+    print_rows(rows, False, ("check", "state", "detail"))
     return 1 if any(row["state"] == "broken" for row in rows) else 0
 
 
@@ -278,21 +288,6 @@ def _ui(args: argparse.Namespace) -> int:
     from tracking.server import serve
 
     return serve(port=args.port, uri=args.store or None)
-
-
-def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str] | None) -> None:
-    """Print rows as an aligned table, or as JSON."""
-    if as_json:
-        print(json.dumps(rows, indent=1, default=str))
-        return
-    if not rows:
-        print("nothing")
-        return
-    columns = columns or list(rows[0])
-    texts = [[str(row.get(c, "")) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(t[i]) for t in texts)) for i, c in enumerate(columns)]
-    for line in ([*columns], ["-" * w for w in widths], *texts):
-        print("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

@@ -251,6 +251,12 @@ class Comparison:
 
         return log(self, study, tracking=tracking, target=target)
 
+    def links(self, tracking: str | None = None) -> dict[str, str]:
+        """Where MLflow shows these runs: its saved views by name, and their pages side by side. Empty where it does not have them."""
+        from tracking.views import links_of
+
+        return links_of([r.folder for g in self.groups for r in g.runs], tracking)
+
     def _usable(self, *names: str) -> tuple[list[Group], str]:
         """Groups whose seeds may be averaged in these metrics, and the subtitle that names the hardware and who is missing."""
         if len(self.tasks) != 1:

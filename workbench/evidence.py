@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracking import notes, pages
 from tracking.errors import UserError
 from tracking.metrics import metric
-from tracking.report import Table, report
+from tracking.report import Table, cell_text, report
 from workbench.comparison import AXES, COSTS, TEST, Comparison
 from workbench.grouping import machine, short, varied
 
@@ -42,7 +43,7 @@ def write(comparison: Comparison, path: str | os.PathLike[str], *, target: float
 
 
 def log(comparison: Comparison, study: str, *, tracking: str | None = None, target: float | None = None) -> str:
-    """Write the report, log it to the study's MLflow run, and return the link to that; the report's path where tracking is off."""
+    """Write the report, log it with its table to a run of experiment ``study``, and return the link to that; without tracking, its path."""
     from tracking.address import home, tracking_uri
 
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", study):
@@ -55,11 +56,20 @@ def log(comparison: Comparison, study: str, *, tracking: str | None = None, targ
 
     store = Store(uri)
     runs = sum(len(g.runs) for g in comparison.groups)
-    note = f"# {comparison.metric} on {', '.join(comparison.tasks)}\n\n{runs} runs side by side: see the artifact `{path.name}`."
-    run_id = store.study_run(f"{study}-comparison", study, f"{study} (comparison)", tags={"workbench.study": study}, note=note)
+    run_id = store.study_run(f"{study}-comparison", study, f"{study} (comparison)", tags={"workbench.study": study})
     store.log_artifacts(run_id, [path])
+    head = f"# {comparison.metric} on {', '.join(comparison.tasks)}\n\n{runs} runs side by side, with every figure in the report."
+    where = {"report": pages.artifact(store.experiment(study), run_id, path.name), **comparison.links(uri)}
+    local = {name: link[link.index("/#/") + 1:] for name, link in where.items()}
+    store.study_run(f"{study}-comparison", study, note=notes.whole([head, notes.linked(local), _as_note(comparison, target)]))
     store.finish(run_id, "finished")
     return store.run_url(run_id, study)
+
+
+def _as_note(c: Comparison, target: float | None) -> str:
+    """The table of quality as Markdown."""
+    table = _result(c, target)[0].data
+    return notes.table([notes.plain(n) for n in table], [[notes.plain(cell_text(v)) for v in row] for row in table.itertuples(index=False)])
 
 
 def _result(c: Comparison, target: float | None) -> list[Table]:

@@ -92,6 +92,10 @@ class Method:
     example: ClassVar[dict[str, Any]] = {"task": "digits/mlp", "params": {}}
     """A run of seconds in which the method visibly learns: the contract test, the GPU check and the explorer start from it."""
 
+    published: ClassVar[dict[str, Any]] = {}
+    """The authors' own setting: ``source`` says where it stands, ``params`` what of it differs from the declared defaults, and ``task``
+    and ``task_params`` what it was run on, where that is a task here. Empty where none is known for certain."""
+
     Params: ClassVar[type[Params]] = Params
 
     def __init__(self, params: Params) -> None:

@@ -19,6 +19,7 @@ import os
 import sys
 import textwrap
 import types
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -180,20 +181,24 @@ class Study:
 
     def close(self) -> dict[str, str]:
         """Write the report and ``summary.json``, log both to the study's MLflow run, and return where everything is."""
-        from tracking.report import report
+        from tracking.report import Table, report
+        from tracking.results import shown
         from workbench.provenance import environment
 
         links = Links()
         sections = [*self._sections.values()]
         if self.claims:
             sections.insert(0, ("Claims", self.verdicts()))
+        if len(full := shown(self.id)):
+            note = "Made on the hardware named, with the code of the commit named; mean ± half-width of the 95 % interval over n seeds."
+            sections.append(("Kept from runs at full size", Table(full, note)))
         if self.failures:
             sections.append(("Runs that did not finish", "\n".join(f"- {f}" for f in self.failures)))
         about = {"study": self.id, "profile": self.parameters.profile, "paper": self.paper, **environment()}
         links["report"] = str(report(self.folder / "report.html", self.title, sections, about))
         uri = tracking_uri(self.parameters.tracking_uri or None)
         if uri:
-            links["mlflow"] = self._log(uri)
+            self._log(uri, links)
         self._write_summary(links)
         return links
 
@@ -202,24 +207,50 @@ class Study:
                    "claims": [c.row() for c in self.claims], "failures": self.failures}
         write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1))
 
-    def _log(self, uri: str) -> str:
-        """Log to the store; a store that cannot be reached costs the copy there, nothing here."""
+    def _log(self, uri: str, links: dict[str, str]) -> None:
+        """Log to the store and publish the saved views there; a store that cannot be reached costs the copy there, nothing here."""
+        from tracking.shipping import one_line
         from tracking.store import Store
+        from tracking.views import publish
 
         try:
             store = Store(uri)
-            verdicts = "\n".join(f"- **{c.verdict}**: {c.text} ({c.ours})" for c in self.claims)
             # as tags, because a study may be run again with other parameters and MLflow's are written once
             given = self.parameters.model_dump(exclude={"tracking_uri"})
-            tags = {"workbench.study": self.id, **{f"workbench.{k}": str(v) for k, v in given.items()}}
-            name = f"{self.id} ({self.parameters.profile})"
-            run_id = store.study_run(self.key, self.id, name, tags=tags, note=f"# {self.title}\n\n{verdicts}")
+            tags = {"workbench.study": self.id, **{f"workbench.{k}": str(v) for k, v in given.items()},
+                    "workbench.claims": self._counts()}
+            run_id = store.study_run(self.key, self.id, f"{self.id} ({self.parameters.profile})", tags=tags)
+            store.describe_experiment(self.id, f"**{self.title}**" + (f" ({self.paper})" if self.paper else ""))
+            published = publish(self.id, tracking=uri, report=links["report"])
+            links["mlflow"] = store.run_url(run_id, self.id)
+            links.update(published.links)
+            if published.note and published.links:  # else there was nothing to show
+                links["views"] = published.note
+            store.study_run(self.key, self.id, note=self._note(store.experiment(self.id), run_id, published.links))
             self._write_summary({})
             store.log_artifacts(run_id, [self.folder / "report.html", self.folder / "summary.json"])
             store.finish(run_id, "finished")
-            return store.experiment_url(self.id)
         except Exception as error:
-            return f"not logged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            links["mlflow"] = f"not logged: {type(error).__name__}: {one_line(error, uri)}"
+
+    def _counts(self) -> str:
+        """How many claims have which verdict."""
+        return ", ".join(f"{count} {verdict}" for verdict, count in Counter(c.verdict for c in self.claims).items()) or "none"
+
+    def _note(self, experiment_id: str, run_id: str, views: Mapping[str, str]) -> str:
+        """What MLflow shows on the study's page: where to look, the verdicts, the parameters, what did not finish."""
+        from tracking import notes, pages
+
+        where = {"report": pages.artifact(experiment_id, run_id, "report.html"),
+                 "runs of this study": pages.matching(experiment_id, f"tags.`mlflow.parentRunId` = '{run_id}'"), **views}
+        local = {name: link[link.index("/#/") + 1:] if "/#/" in link else link for name, link in where.items()}
+        claims = notes.table(("verdict", "claim", "ours", "paper"),
+                             [(f"**{c.verdict}**", *map(notes.plain, (c.text, c.ours, c.paper))) for c in self.claims])
+        given = notes.table(("parameter", "value"), [(notes.code(k), notes.code(v)) for k, v in
+                                                     self.parameters.model_dump(exclude={"tracking_uri"}).items()])
+        head = f"**{notes.plain(self.title)}**" + (f" ({notes.plain(self.paper)})" if self.paper else "")
+        failed = "\n".join(f"- {notes.plain(f)}" for f in self.failures)
+        return notes.whole([head, f"Claims: {self._counts()} · {notes.linked(local)}", claims, failed, given])
 
 
 class Links(dict[str, str]):
@@ -352,8 +383,10 @@ def _say(summary: dict[str, Any], output: Path, page: Path) -> None:
     for failure in summary["failures"]:
         print(f"  ! {failure}")
     print(f"\n  executed notebook  {output}\n  as a page          {page}\n  report             {summary['links']['report']}")
+    for name, link in summary["links"].items():
+        if name != "report":
+            print(f"  {'MLflow' if name == 'mlflow' else name:<18} {link}")
     if "mlflow" in summary["links"]:
-        print(f"  MLflow             {summary['links']['mlflow']}")
         print("                     (start the server with `make ui`, or `workbench ui`)")
 
 

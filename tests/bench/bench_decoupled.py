@@ -23,7 +23,7 @@ from tracking.codecs.vq import VectorQuantiser
 from workbench.datasets.models import build
 from workbench.decoupled import Channel, DecoupledTraining, LocalNetwork, OnlineVQ, ReplayBuffer, auxiliary_heads, units
 from workbench.decoupled.vq_codec import LinkQuantiser, tally
-from workbench.studies.dgl_speed import Race
+from workbench.studies.dgl_speed import Race, threads
 
 GROUPS, CODEWORDS, CHANNELS = 8, 256, 128
 SQUARE = 1536  # side of the matrices whose product says what the machine can do
@@ -89,7 +89,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 def quantiser() -> Iterator[Row]:
     x, book = activations()
-    vq, size, threads = LinkQuantiser(book), 4 * x.numel() / 1e9, f"{torch.get_num_threads()} threads"
+    vq, size, on = LinkQuantiser(book), 4 * x.numel() / 1e9, f"{torch.get_num_threads()} threads"
     square, part = torch.randn(SQUARE, SQUARE), x[:16]  # an eighth for what is slow: rates count
     payload, codes = vq.coded(x)
     same = (codes == plain_codes(x, book)).double().mean().item()
@@ -97,16 +97,38 @@ def quantiser() -> Iterator[Row]:
         lambda: vq.encode(x), lambda: vq.decode(payload), lambda: vq.codes(x), lambda: plain_codes(part, book), lambda: square @ square,
         lambda: VectorQuantiser(book).codes(part))
     bound = 4 * SQUARE**3 / product / CODEWORDS / 1e9
-    yield row(f"VQ encode and decode, {threads}", size / (encode + decode), None, "GB/s", TURNS, at_least=1.0)
-    yield row(f"VQ encode / the bound of {CODEWORDS} multiply-adds a float at a matrix product's speed, {threads}",
+    yield row(f"VQ encode and decode, {on}", size / (encode + decode), None, "GB/s", TURNS, at_least=1.0)
+    yield row(f"VQ encode / the bound of {CODEWORDS} multiply-adds a float at a matrix product's speed, {on}",
               size / encode, bound, "GB/s", TURNS)
-    yield row(f"VQ decode, {threads}", size / decode, None, "GB/s", TURNS)
-    yield row(f"codes by the kernel / by torch.cdist and argmin, {threads}", size / search, size / 8 / plain, "GB/s", TURNS, at_least=10.0)
+    yield row(f"VQ decode, {on}", size / decode, None, "GB/s", TURNS)
+    yield row(f"codes by the kernel / by torch.cdist and argmin, {on}", size / search, size / 8 / plain, "GB/s", TURNS, at_least=10.0)
     yield row("share of equal codes", same, None, "", 1, at_least=0.9999)
     theirs, ours = peak_bytes(lambda: plain_codes(x, book)), peak_bytes(lambda: vq.codes(x))
     result = 8 * codes.numel()  # both give the codes back
     yield row("memory while codes are sought, torch.cdist and argmin / ours", theirs - result, ours - result, "B", 1, at_least=10.0)
-    yield row(f"codes by matrix products, where there is no Numba, {threads}", size / 8 / fallback, None, "GB/s", TURNS)
+    yield row(f"codes by matrix products, where there is no Numba, {on}", size / 8 / fallback, None, "GB/s", TURNS)
+
+
+def scaling() -> Iterator[Row]:
+    """What a second thread brings. Seconds of a processor tell how the work is shared on a busy machine, too: with none that is serial,
+    the calling thread does half of it.
+    """
+    x, book = activations()
+    vq, size = LinkQuantiser(book), 4 * x.numel() / 1e9
+    payload = vq.encode(x)
+
+    def both(number: int) -> tuple[float, float, float]:
+        with threads(number):
+            wall, own, all_threads = time.perf_counter(), time.thread_time(), time.process_time()
+            vq.decode(payload)
+            vq.encode(x)
+            return time.perf_counter() - wall, time.thread_time() - own, time.process_time() - all_threads
+
+    turns = [(both(1), both(2)) for _ in range(TURNS + 1)][1:]
+    one, two = ([statistics.median(t[i][k] for t in turns) for k in range(3)] for i in (0, 1))
+    yield row("VQ encode and decode, 2 threads / 1 thread", size / two[0], size / one[0], "GB/s", TURNS)
+    yield row("VQ encode and decode, share of the processors' work that the calling thread does, 2 threads", two[1], two[2], "s", TURNS)
+    yield row("VQ encode and decode, processors' work on 2 threads / on 1", two[2], one[2], "s", TURNS)
 
 
 def updates() -> Iterator[Row]:
@@ -154,17 +176,18 @@ def processes() -> Iterator[Row]:
     for line in modules.to_dict("records"):
         yield row(f"utilisation of module {line['module']}, measured / predicted", line["utilisation"], line["predicted"], "", 1)
     for line in budget.to_dict("records"):
-        for name in ("train [CPU ms]", "decode [CPU ms]", "encode [CPU ms]", "links [CPU ms]", "work without a processor [ms]", "waited [ms]"):
-            what, unit = name.rstrip("]").split(" [")
-            yield row(f"update of module {line['module']}: {what}", line[name], None, unit, 1)
+        for name, figure in line.items():
+            if name != "module":
+                what, unit = name.rstrip("]").split(" [")
+                yield row(f"update of module {line['module']}: {what}", figure, None, unit, 1)
 
 
 def main() -> list[Row]:
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
-        return [*quantiser(), *updates(), *buffers(), *processes()]
+        return [*quantiser(), *scaling(), *updates(), *buffers(), *processes()]
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 if __name__ == "__main__":

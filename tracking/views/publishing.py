@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tracking import pages
 from tracking.address import public_uri, tracking_uri, ui_url
 from tracking.errors import UserError
-from tracking.views.saved import KNOWN, TAG, VIEWS, View, known_metrics, load
+from tracking.views.saved import KNOWN, TAG, VIEWS, View, known_metrics, load, read_back
 
 if TYPE_CHECKING:
     from tracking.folder import RunFolder
@@ -66,17 +66,13 @@ def links_of(folders: Iterable[RunFolder], tracking: str | None = None) -> dict[
     Empty where tracking is off, or where the store does not have the runs yet.
     """
     uri = tracking_uri(tracking)
-    folders = [folder for folder in folders if folder.run_path.exists()]
-    cursors = [folder.read_cursors().get(public_uri(uri), {}) for folder in folders] if uri else []
-    links: dict[str, str] = {}
-    names = {folder.read_run()["experiment"] for folder in folders}
-    for folder, cursor in zip(folders, cursors, strict=False):
-        lead = f"{folder.read_run()['experiment']}: " if len(names) > 1 else ""
-        links |= {lead + name: link for name, link in cursor.get("views", {}).items()}
-    known = [c for c in cursors if {"run_id", "experiment_id"} <= set(c)]
-    if 1 < len(known) <= MOST_SIDE_BY_SIDE:
-        links["these runs side by side"] = pages.compare([c["run_id"] for c in known], dict.fromkeys(c["experiment_id"] for c in known),
-                                                         ui_url(uri))
+    there = [(folder, folder.read_cursors().get(public_uri(uri), {})) for folder in folders if folder.run_path.exists()] if uri else []
+    there = [(folder.read_run()["experiment"], cursor) for folder, cursor in there if "views" in cursor]
+    several = len({experiment for experiment, _ in there}) > 1
+    links = {f"{experiment}: {name}" if several else name: link for experiment, cursor in there for name, link in cursor["views"].items()}
+    if 1 < len(there) <= MOST_SIDE_BY_SIDE:
+        links["these runs side by side"] = pages.compare([cursor["run_id"] for _, cursor in there],
+                                                         dict.fromkeys(cursor["experiment_id"] for _, cursor in there), ui_url(uri))
     return links
 
 
@@ -87,8 +83,9 @@ def _published(store: Store, experiment: Any, reported: set[str], views: Sequenc
     chosen = [kept for v in views if (kept := v.only(reported)) is not None]
     there = {tag: value for tag, value in experiment.tags.items() if tag.startswith(f"{TAG}workbench-")}
     for v in chosen:
-        if v.tag not in there or not reported <= known_metrics(there[v.tag]):
-            store.client.set_experiment_tag(experiment.experiment_id, v.tag, v.value(time.time_ns() // 1_000_000, reported))
+        value = v.value(time.time_ns() // 1_000_000, reported)
+        if v.tag not in there or read_back(there[v.tag]) != read_back(value):
+            store.client.set_experiment_tag(experiment.experiment_id, v.tag, value)
         for tag in there:
             if tag != v.tag and tag.rpartition("-")[0] == v.tag.rpartition("-")[0]:  # of an older version of the file
                 with contextlib.suppress(Exception):  # another process was quicker

@@ -30,6 +30,7 @@ TAG = "mlflow.sharedViewState."
 MAX_TAG = 20_000  # characters of an experiment's tag
 MOST_COLUMNS = 2  # with three, MLflow's own number, a chart is too narrow for its axis
 CARD_HEIGHT = 320  # pixels
+LETTER_WIDTH = 8  # pixels, of a column's head
 FOLDER = Path(__file__).parent
 VIEWS = tuple(sorted(p.stem for p in FOLDER.glob("*.json")))
 """Ids of the views that come with the project."""
@@ -109,7 +110,7 @@ class View:
         Raises :class:`UserError` when it is longer than a tag may be.
         """
         state = {"searchFilter": ONLY_RUNS, "groupBy": self._grouping(), "useGroupedValuesInCharts": True,
-                 **self._order(), **(self._cards(reported) if self.charts else {"selectedColumns": [*map(_column, self.columns)]})}
+                 **self._order(), **(self._cards(reported) if self.charts else self._table())}
         packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
         text = json.dumps({"name": self.name, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
         if len(text) > MAX_TAG:
@@ -129,6 +130,12 @@ class View:
         return {"compareRunCharts": cards, "compareRunSections": listed,
                 "isAccordionReordered": True,  # else the sections are sorted by the alphabet
                 "runsHiddenMode": "SHOW_ALL", "hideEmptyCharts": True}
+
+    def _table(self) -> dict[str, Any]:
+        columns = [*map(_column, self.columns)]
+        # an order that is not given is that of the alphabet, and far from the name stands what matters most
+        return {"selectedColumns": columns, "columnOrder": ["attributes.`Run Name`", *columns],
+                "columnWidths": {column: 40 + LETTER_WIDTH * len(name) for column, name in zip(columns, self.columns, strict=True)}}
 
     def _order(self) -> dict[str, Any]:
         if not self.sort:

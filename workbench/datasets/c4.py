@@ -18,4 +18,4 @@ class C4(LanguageTask):
     note = "A sample of training documents: perplexities do not compare with published ones, which are of the validation set."
 
     def texts(self) -> tuple[str, str]:
-        return c4()
+        return c4(self.params.judged)

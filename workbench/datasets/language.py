@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tracking.errors import UserError
 from workbench import data_models
+from workbench.datasets.corpora import Part
 from workbench.llm.calibration import calibration_windows
 from workbench.llm.evaluation import encode, windows
 from workbench.method import Context
@@ -32,6 +33,8 @@ class LanguageParams(Params):
                                                             "perplexities")
     test_size: int = Field(8, ge=0, le=1_000_000, description="windows evaluated, from the start of the test text; 0 "
                                                               "= all")
+    judged: Part = Field("test", description="part of the text that is evaluated; validation, to choose settings by, has no "
+                                             "test text in it")
     checkpoint: str = Field("", description="folder or hub id of the model `hub`: any causal language model of "
                                             "transformers")
 
@@ -56,7 +59,7 @@ class LanguageTask(Task):
     tokenizer: Any
 
     def texts(self) -> tuple[str, str]:
-        """Training and test text."""
+        """Training text, and the one that is evaluated."""
         raise NotImplementedError
 
     @property
@@ -67,9 +70,9 @@ class LanguageTask(Task):
     def setup(self, ctx: Context) -> None:
         self.model, self.tokenizer = self.load_model(ctx)
         self.vocab_size = self.model.config.vocab_size
-        train, test = self.texts()
+        train, judged = self.texts()
         self.train_ids = encode(self.tokenizer, train[:TRAIN_CHARACTERS]).to(ctx.device)
-        self.test_windows = windows(encode(self.tokenizer, test), self.window, self.params.test_size or None).to(ctx.device)
+        self.test_windows = windows(encode(self.tokenizer, judged), self.window, self.params.test_size or None).to(ctx.device)
 
     def load_model(self, ctx: Context) -> tuple[nn.Module, Any]:
         """The trained model in float32 on the device, and its tokenizer."""
@@ -109,7 +112,8 @@ class LanguageTask(Task):
     def provenance(self) -> dict[str, str]:
         """The text, the model, the windows, and what figures on them do not compare with."""
         facts = {"dataset": self.dataset, "model": self.params.checkpoint or self.model_name, "window": str(self.window),
-                 "test_size": str(len(self.test_windows)), "train_size": str(len(self.train_ids)), "tokens": str(self.test_windows.numel())}
+                 "judged": self.params.judged, "test_size": str(len(self.test_windows)), "train_size": str(len(self.train_ids)),
+                 "tokens": str(self.test_windows.numel())}
         notes = [self.note, data_models.MODELS[self.model_name].note if self.model_name in data_models.MODELS else ""]
         return facts | ({"note": " ".join(filter(None, notes))} if any(notes) else {})
 

@@ -68,7 +68,7 @@ class Pydoc(LanguageTask):
     note = "The text differs a little between versions of Python. Tokens are bytes."
 
     def texts(self) -> tuple[str, str]:
-        return pydoc()
+        return pydoc(self.params.judged)
 
     def config(self) -> LlamaConfig:
         """Four heads, two of keys and values; an MLP of 2.75 times the width."""

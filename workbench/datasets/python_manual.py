@@ -18,4 +18,4 @@ class PythonManual(LanguageTask):
     note = "The text differs a little between versions of Python."
 
     def texts(self) -> tuple[str, str]:
-        return pydoc()
+        return pydoc(self.params.judged)

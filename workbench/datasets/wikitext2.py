@@ -21,4 +21,4 @@ class WikiText2(LanguageTask):
             "published ones, which are of the raw text.")
 
     def texts(self) -> tuple[str, str]:
-        return wikitext2()
+        return wikitext2(self.params.judged)

@@ -70,8 +70,8 @@ class Gone(Exception):
 class Inbox:
     """What the module before has sent: a replay buffer, or in lock step one message after the other."""
 
-    def __init__(self, channel: Channel, buffer: ReplayBuffer | None, pinned: bool = False) -> None:
-        self.channel, self.buffer, self.pinned = channel, buffer, pinned  # pinned: memory that a GPU copies from at full speed
+    def __init__(self, channel: Channel, buffer: ReplayBuffer | None, device: torch.device) -> None:
+        self.channel, self.buffer, self.device = channel, buffer, device
         self.waiting: list[Message] = []
         self.changed = threading.Condition()
         self.ended = False
@@ -79,6 +79,8 @@ class Inbox:
 
     def listen(self, source: int) -> None:
         """Receive until the sender ends; runs in a thread of its own."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # of this thread, too
         with contextlib.suppress(RuntimeError):  # the sender is gone: the run is about to be ended
             while (message := self._next(source)) is not None:
                 with self.changed:
@@ -101,15 +103,18 @@ class Inbox:
         size, head, labels, book, version = header.tolist()
         if size < 0:
             return None
-        body, small = torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned), torch.empty(head + labels + book, dtype=torch.uint8)
+        # a GPU copies at full speed from pinned memory alone
+        body = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        small = torch.empty(head + labels + book, dtype=torch.uint8)
         dist.recv(small, source)
-        dist.recv(body, source)
+        if size:
+            dist.recv(body, source)
         self.bytes += HEADER_BYTES + small.numel() + size
         parts = memoryview(small.numpy())  # parts of it are no copies, and hold it
         payload = (bytes(parts[:head]), body) if head else memoryview(body.numpy())
         return payload, parts[head:head + labels], version, parts[head + labels:]
 
-    def take(self, stop: Any, device: torch.device, clock: Stopwatch) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def take(self, stop: Any, clock: Stopwatch) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What to work on next, when it is there; ``None`` when the run is over or nothing can come any more."""
         with self.changed:
             while not stop.value:
@@ -118,7 +123,7 @@ class Inbox:
                     self.changed.notify_all()
                     clock.turn_to("decode")
                     # under the lock: a new codebook may push out the one it needs
-                    return self.channel.receive(message, device, last=self.buffer is None)
+                    return self.channel.receive(message, self.device, last=self.buffer is None)
                 if self.ended:
                     return None
                 self.changed.wait(POLL_S)
@@ -141,7 +146,8 @@ class Outbox:
                 self.changed.wait_for(lambda: self.parts is not None)
             try:
                 for part in self.parts:
-                    dist.send(part, self.target)
+                    if part.numel():
+                        dist.send(part, self.target)
             except RuntimeError:
                 self.failed = True
             with self.changed:

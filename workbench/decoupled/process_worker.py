@@ -82,7 +82,7 @@ class Worker:
         p = self.method.params
         self.target = p.epochs * self.feed.batches
         buffer = None if setup.lock_step else ReplayBuffer(p.buffer, p.recency, p.max_reads)
-        self.inbox = Inbox(self.channels[j - 1], buffer, bool(gpus)) if j else None
+        self.inbox = Inbox(self.channels[j - 1], buffer, self.ctx.device) if j else None
         self.outbox = Outbox(j + 1, shared.stop) if j + 1 < setup.modules else None
         if self.outbox:
             self.channels[j].in_place = True
@@ -106,7 +106,7 @@ class Worker:
         if any(channel.quantiser for channel in self.channels) and self.ctx.device.type == "cpu":
             warm_up()
         dist.barrier()  # the clock begins when all are there
-        self.begun, self.cpu_before = time.perf_counter(), time.process_time()
+        self.cpu_before = time.process_time()
         self.clock = Stopwatch("record")
         with contextlib.suppress(Gone):
             while not self._over() and self._turn():
@@ -129,7 +129,7 @@ class Worker:
         before = self._worked()
         if self.inbox:
             self.clock.turn_to("wait")
-            got = self.inbox.take(self.shared.stop, self.ctx.device, self.clock)
+            got = self.inbox.take(self.shared.stop, self.clock)
             if got is None:
                 return False
         else:
@@ -177,7 +177,7 @@ class Worker:
         """Append a line to the record."""
         self.clock.turn_to("record")
         self.reported, network, clock = self.updates, self.training.network, self.clock
-        seconds, worked, waited = time.perf_counter() - self.begun, self._worked(), clock.wall_s["wait"]
+        seconds, worked, waited = sum(clock.wall_s.values()), self._worked(), clock.wall_s["wait"]
         line: dict[str, Any] = {
             "seconds": seconds, "updates": self.updates, "handed_on": self.handed_on, "busy_s": worked, "slept_s": self.slept_s,
             "waited_s": waited, "samples": self.feed.samples, "updates_per_s": self.updates / seconds if seconds else 0.0,

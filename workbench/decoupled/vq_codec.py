@@ -7,6 +7,7 @@ On a GPU nothing here waits for it: codes are sought, packed, unpacked and looke
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from functools import cache
 from types import ModuleType
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracking.codecs.base import finite, header, open_payload
+from tracking.codecs.base import Reader, finite, header, open_payload
+from tracking.codecs.bits import packed_size
 from tracking.codecs.vq import VectorQuantiser
 from tracking.errors import UserError, unknown
 from workbench.decoupled.parcels import pack_bits, stays, unpack_bits
@@ -111,6 +113,34 @@ class LinkQuantiser(VectorQuantiser):
             finite(value, self.name)  # raises, and says how many
         return codes, packed
 
+    def decode(self, payload: bytes | memoryview) -> Tensor:
+        kernels = _native(self.codebook, self.backend)
+        if kernels is None:
+            return super().decode(payload)
+        shape, reader = self._opened(payload)
+        groups, count = self._groups(shape), math.prod(shape) // self._d
+        packed = reader.array("u1", packed_size(count, self.width))
+        reader.end()
+        out = kernels.empty(*shape)
+        worst = kernels.decode(packed, self.width, count, self._books(groups), self._planes(out, groups))
+        if worst >= self.words:
+            raise reader.wrong(f"an index {worst} into {self.words} codewords")
+        return out
+
+    @property
+    def words(self) -> int:
+        """K."""
+        return self.codebook.shape[-2]
+
+    def _opened(self, payload: bytes | memoryview) -> tuple[tuple[int, ...], Reader]:
+        """The shape of a payload, and a reader that stands behind the codebook's mark."""
+        shape, reader = open_payload(payload, self.tag, self.name)
+        (mark,) = reader.unpack("I")
+        if self.strict and mark != self.mark:
+            raise ValueError("The payload was made with another codebook; receive the codebook before its indices.")
+        self._check(shape, reader)
+        return shape, reader
+
     # --- parcels: see :class:`workbench.decoupled.parcels.Kind` --------------------------------------------
 
     fields = 4
@@ -123,11 +153,9 @@ class LinkQuantiser(VectorQuantiser):
         return header(value, self.tag) + self.mark.to_bytes(4, "little"), pack_bits(codes.reshape(-1), self.width)
 
     def unpack(self, head: bytes, body: Tensor) -> Tensor:
-        shape, reader = open_payload(head, self.tag, self.name)
-        if self.strict and reader.unpack("I") != (self.mark,):
-            raise reader.wrong("it was made with another codebook")
+        shape, _ = self._opened(head)
         groups = self._groups(shape)
-        count = torch.Size(shape).numel() // self._d
+        count = math.prod(shape) // self._d
         return self._gathered(unpack_bits(body, self.width, count).view(-1, groups), shape)
 
     def on(self, device: torch.device) -> Tensor:
@@ -169,7 +197,7 @@ class LinkQuantiser(VectorQuantiser):
         kernels = _native(self.codebook, self.backend)
         if kernels is None:
             return super().look_up(codes, shape)
-        groups, out = self._groups(shape), torch.empty(shape)
+        groups, out = self._groups(shape), kernels.empty(*shape)
         kernels.look_up(codes, self._books(groups), self._planes(out, groups))
         return out
 

@@ -147,9 +147,19 @@ def _bits(codes, size, width, packed, at):
 
 
 @kernel
-def _look_up(codes, tables, words, shape, out, u0, u1):
-    """Planes ``u0:u1``, one a sample and group, of what ``codes`` stand for; ``tables``: (groups, d, words)."""
+def _fill(own, many, tables, words, shape, out, unit, first):
+    """``many`` positions from ``first`` on of the plane ``unit``, one a sample and group; ``tables``: (groups, d, words)."""
     positions, groups, d = shape
+    for j in range(d):
+        table, to = (unit % groups * d + j) * words, (unit * d + j) * positions + first
+        for i in range(many):
+            out[to + i] = tables[table + own[i]]
+
+
+@kernel
+def _look_up(codes, tables, words, shape, out, u0, u1):
+    """Planes ``u0:u1`` of what ``codes`` stand for."""
+    positions, groups, _ = shape
     own = np.empty(CHUNK, np.int64)
     for unit in range(u0, u1):
         sample, g = unit // groups, unit % groups
@@ -157,10 +167,34 @@ def _look_up(codes, tables, words, shape, out, u0, u1):
             many = min(CHUNK, positions - first)
             for i in range(many):
                 own[i] = codes[(sample * positions + first + i) * groups + g]
-            for j in range(d):
-                table, to = (g * d + j) * words, (unit * d + j) * positions + first
-                for i in range(many):
-                    out[to + i] = tables[table + own[i]]
+            _fill(own, many, tables, words, shape, out, unit, first)
+
+
+@kernel
+def _decode(packed, width, total, tables, words, shape, out, u0, u1):
+    """The same of ``total`` codes of ``width`` bits; the greatest code. One beyond the codebook is read as 0."""
+    positions, groups, _ = shape
+    own, worst = np.empty(CHUNK, np.int64), 0
+    rest, base = (width - 8, total) if width >= 8 else (width, 0)
+    for unit in range(u0, u1):
+        sample, g = unit // groups, unit % groups
+        for first in range(0, positions, CHUNK):
+            many = min(CHUNK, positions - first)
+            at = (sample * positions + first) * groups + g
+            for i in range(many):
+                number = at + i * groups
+                code = np.int64(packed[number]) if width >= 8 else 0
+                if rest:
+                    bit = number * rest
+                    place, shift = base + (bit >> 3), bit & 7
+                    high = np.int64(packed[place]) >> shift
+                    if shift + rest > 8:
+                        high |= np.int64(packed[place + 1]) << (8 - shift)
+                    code |= (high & ((1 << rest) - 1)) << (8 if width >= 8 else 0)
+                worst = max(worst, code)
+                own[i] = code if code < words else 0
+            _fill(own, many, tables, words, shape, out, unit, first)
+    return worst
 
 
 @kernel
@@ -168,8 +202,10 @@ def _tally(x, shape, count, codes, book, words, numbers, sums, errors, g0, g1):
     """Of groups ``g0:g1``: how many vectors have each code, their sums; and the sums of squared errors and of squares."""
     _, groups, d = shape
     block, row = np.empty(d * CHUNK, np.float32), np.empty(d, np.float32)
+    total, power = 0.0, 0.0
     off, squares = np.empty(d, np.float32), np.empty(d, np.float32)
     for g in range(g0, g1):
+        total = power = 0.0  # not in errors, whose entries for neighbouring groups share a cache line that threads would fight over
         for first in range(0, count, CHUNK):
             many = min(CHUNK, count - first)
             _collect(x, shape, g, first, many, block)
@@ -186,8 +222,9 @@ def _tally(x, shape, count, codes, book, words, numbers, sums, errors, g0, g1):
                     off[j] += gap * gap
                     squares[j] += row[j] * row[j]
             for j in range(d):
-                errors[2 * g] += off[j]
-                errors[2 * g + 1] += squares[j]
+                total += off[j]
+                power += squares[j]
+        errors[2 * g], errors[2 * g + 1] = total, power
 
 
 # --- the same for tensors -----------------------------------------------------------------------------------
@@ -195,6 +232,11 @@ def _tally(x, shape, count, codes, book, words, numbers, sums, errors, g0, g1):
 
 def _flat(t: Tensor) -> np.ndarray:
     return t.detach().contiguous().numpy().reshape(-1)
+
+
+def empty(*shape: int, dtype: type = np.float32) -> Tensor:
+    """An empty tensor in NumPy's memory: where the kernel gives large pages to those who ask, NumPy asks, and PyTorch does not."""
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 def tiled(books: Tensor) -> np.ndarray:
@@ -216,7 +258,7 @@ def search(planes: Tensor, tiles: np.ndarray, width: int) -> tuple[Tensor, np.nd
     """
     samples, groups, d, positions = planes.shape
     count = samples * positions
-    codes, packed = torch.empty(count, groups, dtype=torch.int64), np.empty(-(-count * groups * width // 8), np.uint8)
+    codes, packed = empty(count, groups, dtype=np.int64), np.empty(-(-count * groups * width // 8), np.uint8)
     x, numbers, stride, finite = _flat(planes), _flat(codes), tiles.size // groups, []
     share(lambda a, b: finite.append(_search(x, (positions, groups, d), tiles, stride, count, width, numbers, packed, a, b)),
           -(-count // CHUNK), 1, count * tiles.size // LANES)
@@ -229,6 +271,15 @@ def look_up(codes: Tensor, books: Tensor, out: Tensor) -> None:
     numbers, tables, target = _flat(codes), _flat(books.transpose(1, 2)), _flat(out)
     share(lambda a, b: _look_up(numbers, tables, books.shape[1], (positions, groups, d), target, a, b),
           samples * groups, 1, out.numel() // 4)
+
+
+def decode(packed: np.ndarray, width: int, count: int, books: Tensor, out: Tensor) -> int:
+    """:func:`look_up` of the ``count`` codes in ``packed``, all of whose bytes there must be; the greatest code."""
+    samples, groups, d, positions = out.shape
+    tables, target, worst = _flat(books.transpose(1, 2)), _flat(out), []
+    share(lambda a, b: worst.append(
+        _decode(packed, width, count, tables, books.shape[1], (positions, groups, d), target, a, b)), samples * groups, 1, out.numel() // 4)
+    return int(max(worst))
 
 
 def tally(planes: Tensor, codes: Tensor, books: Tensor) -> tuple[Tensor, Tensor, float, float]:

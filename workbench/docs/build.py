@@ -1,31 +1,29 @@
-"""Writing the pages: a gallery of executed studies, a page for each method, tables of tasks and metrics, and two guides."""
+"""Writing the pages: a gallery of executed studies, two guides, and what :mod:`workbench.docs.reference` makes of the code."""
 
 from __future__ import annotations
 
-import ast
 import html
-import inspect
 import json
 import os
 import re
-import shutil
-import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tracking.address import home
-from tracking.errors import UserError
+from tracking.errors import UserError, unknown
 from tracking.folder import write_atomic
-from tracking.metrics import METRICS
-from tracking.report import Table, table_html
 from workbench import registry
-from workbench.docs.page import page, rendered
-from workbench.params import table as parameter_table
+from workbench.claims import FAILS, HOLDS, OPEN
+from workbench.docs.page import PROJECT, offline, page, rendered
+from workbench.docs.reference import method_page, methods_page, metrics_table, tasks_page
 from workbench.study import PROFILES, execute, studies
 
 TEXTS = Path(__file__).parent
 GUIDES = {"adding_a_method": "How to add a method", "reading_the_meters": "How to read the meters"}
+LOOKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), OPEN: ("", "?")}
+"""Class and sign of a verdict: never by colour alone."""
 
 
 def build(folder: str | os.PathLike[str], *, execute: str | None = None) -> Path:
@@ -34,18 +32,19 @@ def build(folder: str | os.PathLike[str], *, execute: str | None = None) -> Path
     The gallery shows each study at the largest profile that was executed in the workbench's home; with ``execute`` (a profile) those that
     never were are executed first. Raises :class:`UserError` where a study's notebook stops.
     """
+    if execute is not None and execute not in PROFILES:
+        raise unknown("profile", execute, PROFILES)
     root = Path(folder)
     shown = [_executed(row, execute) for row in studies()]
     for row in shown:
-        _copy(row, root / "studies")
-    for entry in registry.methods().values():
-        write_atomic(root / "methods" / f"{entry.id}.html", _method_page(entry))
-    write_atomic(root / "methods" / "index.html", _methods_page())
-    write_atomic(root / "tasks.html", _tasks_page())
+        _copy(row, shown, root / "studies")
+    pages = {f"methods/{entry.id}.html": method_page(entry) for entry in registry.methods().values()}
+    pages |= {"methods/index.html": methods_page(), "tasks.html": tasks_page(), "index.html": _gallery(shown)}
     for name, title in GUIDES.items():
         body = rendered((TEXTS / f"{name}.md").read_text())
-        write_atomic(root / f"{name}.html", page(title, body + (_metrics_table() if name == "reading_the_meters" else "")))
-    write_atomic(root / "index.html", _gallery(shown))
+        pages[f"{name}.html"] = page(title, body + (metrics_table() if name == "reading_the_meters" else ""), f"{name}.html")
+    for where, text in pages.items():
+        write_atomic(root / where, text)
     return root / "index.html"
 
 
@@ -66,106 +65,49 @@ def _executed(row: dict[str, str], wish: str | None) -> dict[str, Any]:
     return {**row, "profile": None, "folder": None, "summary": None}
 
 
-def _copy(row: dict[str, Any], root: Path) -> None:
+def _copy(row: dict[str, Any], rows: list[dict[str, Any]], root: Path) -> None:
     """Bring the report and the executed notebook's page along: the gallery is moved as a whole."""
     for name in ("report.html", f"{row['id']}.html") if row["folder"] else ():
         if (row["folder"] / name).is_file():
-            target = root / row["id"] / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(row["folder"] / name, target)
+            text = (row["folder"] / name).read_text()
+            write_atomic(root / row["id"] / name, text if name == "report.html" else _relinked(offline(text), rows))
             row.setdefault("pages", {})[name] = f"studies/{row['id']}/{name}"
 
 
+def _relinked(text: str, rows: list[dict[str, Any]]) -> str:
+    """Links to notebooks lead to their pages here, or to the gallery where there is none."""
+    pages = {Path(row["notebook"]).name: f"../{row['id']}/{row['id']}.html" for row in rows if row["folder"]}
+    return re.sub(r'href="([\w-]+\.ipynb)"', lambda m: f'href="{pages.get(m[1], "../../index.html")}"', text)
+
+
 def _gallery(rows: list[dict[str, Any]]) -> str:
-    cards = []
-    for row in rows:
-        title, summary = html.escape(row["title"]), row["summary"]
-        if summary is None:
-            how = f'Not executed yet: <code>workbench study {row["id"]}</code>'
-            cards.append(f'<li class="card"><h3>{title}</h3><p class="soft">{how}</p></li>')
-            continue
-        counts = Counter(claim["verdict"] for claim in summary["claims"])
-        verdicts = ", ".join(f"{n} {html.escape(word)}" for word, n in counts.items()) or "no claims"
-        claims = "".join(f"<li><strong>{html.escape(c['verdict'])}</strong>: {html.escape(c['claim'])} "
-                         f'<span class="soft">(paper: {html.escape(str(c["paper"]))}; ours: {html.escape(str(c["ours"]))})</span></li>'
-                         for c in summary["claims"])
-        links = [f'<a href="{html.escape(where)}">{"report" if name == "report.html" else "executed notebook"}</a>'
-                 for name, where in row.get("pages", {}).items()]
-        cards.append(f'<li class="card"><h3>{title}</h3><p class="soft">{row["profile"]} profile; claims: {verdicts}</p>'
-                     f"<p>{' · '.join(links)}</p><details><summary>Claims</summary><ul>{claims}</ul></details></li>")
-    count = len(registry.methods())
-    lead = (f"<p>{count} methods and {len(registry.tasks())} tasks behind one interface, under the same meters. Each study below is a "
-            "notebook that was executed on the machine where these pages were made; a claim that did not hold is shown as not holding.</p>")
-    return page("Gallery of studies", f'{lead}<ul class="cards">{"".join(cards)}</ul>')
+    cards = "".join(_waiting(row) if row["summary"] is None else _card(row) for row in rows)
+    lead = (f"<p>{len(registry.methods())} <a href=\"methods/index.html\">methods</a> of efficient training and inference and "
+            f"{len(registry.tasks())} <a href=\"tasks.html\">tasks</a> behind one interface, under "
+            '<a href="reading_the_meters.html">the same meters</a>: quality, bytes, joules, seconds, memory.</p>'
+            "<h2>Studies</h2><p>Each is a notebook that takes a paper's claims one by one, executed on the machine where these pages were "
+            "made. A claim that did not hold is shown as not holding.</p>")
+    return page(PROJECT, f'{lead}<ul class="cards">{cards}</ul>', "index.html")
 
 
-# --- methods and tasks --------------------------------------------------------------------------------------
+def _waiting(row: dict[str, Any]) -> str:
+    return (f'<li class="card wait"><h3>{html.escape(row["title"])}</h3><p class="soft">Not executed yet. To execute it:</p>'
+            f'<p><code>workbench study {row["id"]}</code></p></li>')
 
 
-def _methods_page() -> str:
-    families: dict[str, list[str]] = {}
-    for e in registry.methods().values():
-        line = f'<li><a href="{e.id}.html">{html.escape(e.title)}</a> <code>{e.id}</code>. {rendered_line(e.summary)}</li>'
-        families.setdefault(e.family, []).append(line)
-    body = "".join(f"<h2>{html.escape(family)}</h2><ul>{''.join(lines)}</ul>" for family, lines in families.items())
-    return page("Methods", body, depth=1)
-
-
-def _method_page(e: registry.Entry) -> str:
-    import pandas
-
-    paper = f'<a href="{html.escape(e.paper_url)}">{html.escape(e.paper)}</a>' if e.paper_url else html.escape(e.paper) or "none (folklore)"
-    head = f"<p>Family <strong>{html.escape(e.family)}</strong>, id <code>{e.id}</code>, paper: {paper}.</p>"
-    try:
-        cls = registry.load_method(e.id)
-    except UserError as why:  # its library is not installed here
-        return page(e.title, f"{head}{rendered_text(_docstring(e))}<p>{html.escape(str(why))}</p>", depth=1)
-    rows = [{**row, "default": repr(row["default"])} for row in parameter_table(cls.Params)]
-    table = table_html(Table(pandas.DataFrame(rows), f"Parameters of {e.id}")) if rows else "<p>It has no parameters.</p>"
-    example = cls.example
-    given = "".join(f", {name}={example[name]!r}" for name in ("params", "task_params") if example.get(name))
-    snippet = f"import workbench\n\nrun = workbench.run({e.id!r}, {example['task']!r}{given})\nprint(run)\n"
-    kinds = ", ".join(cls.kinds)
-    return page(e.title, f"{head}{rendered_text(_docstring(e))}<h2>Run it</h2><pre><code>{html.escape(snippet)}</code></pre>"
-                f"<p>It runs on tasks of kind {html.escape(kinds)}: see <a href=\"../tasks.html\">the tasks</a>.</p>"
-                f"<h2>Parameters</h2>{table}", depth=1)
-
-
-def _docstring(e: registry.Entry) -> str:
-    """What the file says of the algorithm, and what the method's class adds: read, not imported."""
-    tree = ast.parse(e.file.read_text())
-    own = next((ast.get_docstring(n) for n in tree.body if isinstance(n, ast.ClassDef) and n.name == e.cls), None)
-    return "\n\n".join(filter(None, (own, ast.get_docstring(tree))))
-
-
-def rendered_text(docstring: str) -> str:
-    """A docstring in the project's style as HTML."""
-    plain = re.sub(r":[a-z]+:`~?([^`]+)`", r"`\1`", inspect.cleandoc(docstring)).replace("``", "`")
-    return rendered(textwrap.dedent(plain))
-
-
-def rendered_line(text: str) -> str:
-    """A docstring's line without the paragraph round it."""
-    return rendered_text(text).strip().removeprefix("<p>").removesuffix("</p>")
-
-
-def _tasks_page() -> str:
-    import pandas
-
-    rows = [{"task": id, "kind": e.literals.get("kind", "classification"),
-             "needs": "nothing" if e.literals.get("embedded") else "its data set", "what it is": e.summary or e.title}
-            for id, e in registry.tasks().items()]
-    return page("Tasks", table_html(Table(pandas.DataFrame(rows), "Every task; `workbench data list` says what is at hand")))
-
-
-def _metrics_table() -> str:
-    import pandas
-
-    rows = [{"metric": m.name, "unit": m.unit or "–", "better": m.better or "–", "is": _nature(m), "meaning": m.description}
-            for m in METRICS.values()]
-    return "<h2>Every metric</h2>" + table_html(Table(pandas.DataFrame(rows), "The vocabulary of everything that is recorded"))
-
-
-def _nature(m: Any) -> str:
-    words = ["running total"] * m.cumulative + ["differs from run to run"] * m.volatile
-    return ", ".join(words) or "value"
+def _card(row: dict[str, Any]) -> str:
+    claims = row["summary"]["claims"]
+    counts = Counter(claim["verdict"] for claim in claims)
+    verdicts = ""
+    for word, n in counts.items():
+        look, sign = LOOKS.get(word, ("", ""))
+        verdicts += f'<span class="verdict {look}">{sign} {html.escape(word)}: {n}</span>'
+    made = time.strftime("%Y-%m-%d", time.gmtime((row["folder"] / "summary.json").stat().st_mtime))
+    items = "".join(f"<li><strong>{html.escape(c['verdict'])}</strong>: {html.escape(c['claim'])} "
+                    f'<span class="soft">(paper: {html.escape(str(c["paper"]))}; ours: {html.escape(str(c["ours"]))})</span></li>'
+                    for c in claims)
+    links = " · ".join(f'<a href="{html.escape(where)}">{"report" if name == "report.html" else "executed notebook"}</a>'
+                       for name, where in row.get("pages", {}).items())
+    return (f'<li class="card"><h3>{html.escape(row["title"])}</h3><p class="soft">{row["profile"]} profile, executed {made}</p>'
+            f"<p>{verdicts or 'no claims'}</p><p>{links}</p>"
+            f"<details><summary>The {len(claims)} claims</summary><ul>{items}</ul></details></li>")

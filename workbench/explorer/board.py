@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from tracking.metrics import METRICS
 from workbench.explorer import curves
 from workbench.explorer.energy import EnergyPicker
+from workbench.explorer.front import Fit
 from workbench.explorer.listed import ListedRun
 from workbench.explorer.session import Session
 from workbench.explorer.theme import TONES
@@ -61,7 +62,6 @@ class Board:
                                 tooltip="ended runs that differ in the seed alone become one mean with its 95 % interval")
         self.energy = EnergyPicker(self.refresh)
         self.figure = LiveFigure(layout=curves.layout())
-        self.figure.observe(self._on_view, names="_view_count")
         self.figure.lock = self.lock
         self.figure._config = {"displaylogo": False, "responsive": True}
         self.table = w.HTML()
@@ -71,7 +71,7 @@ class Board:
         below = w.Box([self.clear])
         picks.add_class("wb-bar")
         below.add_class("wb-bar")
-        holder = w.Box([self.figure], layout=w.Layout(width="100%", display="block"))
+        holder = w.Box([self.figure, Fit()], layout=w.Layout(width="100%", display="block"))
         holder.add_class("wb-curves")
         self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, self.energy.box, holder, self.table, below])
         for control in (self.metric, self.axis, self.log_x, self.log_y, self.bands):
@@ -114,12 +114,6 @@ class Board:
             self._picked = self._picked or change["owner"] is self.metric
             self.refresh()
 
-    def _on_view(self, change: Any) -> None:
-        """Have the figure measured anew once it is on a page: plotly did so before it had a place there. Its height is the theme's."""
-        if (change["new"] or 0) > (change["old"] or 0):
-            self.figure.layout.autosize = False
-            self.figure.layout.autosize = True
-
     def _on_clear(self, _: Any) -> None:
         self.session.clear()
         self.refresh()
@@ -148,9 +142,20 @@ class Board:
                     there[id].update(**new)
             axes = (*(curves.axis_label(name, self.energy.model) for name in (x, y)), self.log_x.value, self.log_y.value)
             if self._drawn.get("") != axes:
-                self.figure.layout.xaxis.update(title={"text": axes[0]}, type="log" if axes[2] else "linear", autorange=True)
-                self.figure.layout.yaxis.update(title={"text": axes[1]}, type="log" if axes[3] else "linear", autorange=True)
+                for axis, label, log in zip((self.figure.layout.xaxis, self.figure.layout.yaxis), axes[:2], axes[2:], strict=True):
+                    axis.update(title={"text": label, "standoff": 12}, type="log" if log else "linear", autorange=True)
                 self._drawn[""] = axes
+            self._tell_empty(bool(runs), x, y)
+
+    def _tell_empty(self, listed: bool, x: str, y: str) -> None:
+        """Words instead of axes without a curve: there are none to be read off."""
+        said = ("" if any(t.x is not None and len(t.x) for t in self.figure.data) else
+                f"No run has reported {y} against {x} yet." if listed else "Press Run: the curves appear here, and more runs beside them.")
+        if self._drawn.get("empty") != (said,):
+            self._drawn["empty"] = (said,)
+            self.figure.layout.annotations = [curves.words(said)] if said else []
+            for axis in (self.figure.layout.xaxis, self.figure.layout.yaxis):
+                axis.visible = not said
 
     def _exchange(self, shown: list[curves.Line], there: dict[str, Any], news: dict[str, Any]) -> None:
         """Have the traces of ``shown`` instead of those that are there.
@@ -191,7 +196,7 @@ class Board:
                  ("wb-num", _figure(last.get(name), factor))]
         if METRICS[name].better is not None:
             cells.append(("wb-num", _figure(r.best(name), factor)))
-        cells += [("wb-num", _figure(last.get("clock/wall_s"), form=".1f")), ("", f"<code>{r.key}</code>{link}")]
+        cells += [("wb-num", _figure(last.get("clock/wall_s"), form=".1f")), ("", f'<code title="{r.key}">{r.key[:8]}</code>{link}')]
         why = reason(r)
         more = f'<tr class="wb-why"><td></td><td colspan="{len(cells) - 1}">{why}</td></tr>' if why else ""
         return f"<tr{' class=wb-more' if why else ''}>" + "".join(f'<td class="{c}">{t}</td>' for c, t in cells) + f"</tr>{more}"
@@ -216,9 +221,8 @@ def reason(r: ListedRun) -> str:
 def swatch(number: int) -> str:
     """The line of a run as it is in the figure."""
     style = curves.style(number)
-    pattern = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3"}
     return (f'<svg width="34" height="8" aria-hidden="true"><line x1="0" y1="4" x2="34" y2="4" stroke="{style.colour}" '
-            f'stroke-width="2.5" stroke-dasharray="{pattern[style.dash]}"/></svg>')
+            f'stroke-width="2.5" stroke-dasharray="{curves.DASHES[style.dash]}"/></svg>')
 
 
 def _figure(value: float | None, factor: float | None = 1.0, form: str = ".4g") -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tracking.figures import Style, style_of, thin
+from tracking.figures import COLOURS, Style, thin
 from tracking.metrics import METRICS
 from workbench.explorer.listed import ListedRun
 from workbench.explorer.rows import Rows
@@ -19,6 +18,9 @@ from workbench.modelled import METRIC, Choice
 FAVOURITES = ("eval/accuracy", "eval/perplexity", "eval/loss", "train/loss")  # the first one reported is shown first
 ALL_POINTS = 24_000  # points of all curves together that a browser redraws without falling behind
 FEWEST_POINTS = 100
+DASHES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3"}
+"""Dashes of runs, one after the other, with the pattern that draws each in SVG."""
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 PART = {"line": "", "mean": "", "low": "/low", "high": "/high"}
 
 Scale = Callable[[ListedRun], float | None]
@@ -43,10 +45,13 @@ class Line:
         return tuple((r.key, r.version) for r in self.runs)
 
 
-@lru_cache(maxsize=4096)
 def style(number: int) -> Style:
-    """How run ``number`` (from 1) is drawn: the project's palette, one after the other, so that a new run changes no older one."""
-    return style_of([f"run {n}" for n in range(1, number + 1)])[f"run {number}"]
+    """How run ``number`` (from 1) is drawn: the project's palette, one after the other, so that a new run changes no older one.
+
+    Seven colours, six dashes and eight markers: 42 runs before a pair of colour and dash comes again.
+    """
+    n = number - 1
+    return Style(COLOURS[n % len(COLOURS)], [*DASHES][n % len(DASHES)], MARKERS[n % len(MARKERS)], "")
 
 
 def lines(runs: Sequence[ListedRun], bands: bool) -> list[Line]:
@@ -176,6 +181,11 @@ def layout() -> dict[str, Any]:
         "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}, "font": {"size": 12, "family": "system-ui, sans-serif"},
         "uirevision": "kept",  # zoom and hidden lines survive an update
     }
+
+
+def words(text: str) -> dict[str, Any]:
+    """A line of text in the middle of the figure."""
+    return {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "font": {"size": 13}}
 
 
 def traces(line: Line) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from workbench.modelled import METRIC, Choice, estimate_folder, joule_hardware
 
 
 class EnergyPicker:
-    """Two lists and what is said about the choice; hidden until a run reports modelled joules.
+    """Two lists and what is said about the choice; hidden unless modelled joules are on an axis.
 
     A first estimate for some hardware takes up to a second for a large network, so a thread makes it and then calls ``changed``.
     Until then the board shows what it showed before; ``model`` is what it shows.
@@ -46,7 +46,7 @@ class EnergyPicker:
     def update(self, runs: Sequence[ListedRun], *, shown: bool) -> None:
         """Bring ``model``, the lists and the note up to date. ``shown``: whether modelled joules are on an axis."""
         having = [r for r in runs if _reported(r)]
-        display = None if having else "none"
+        display = None if having and shown else "none"
         if self.box.layout.display != display:
             self.box.layout.display = display
         wanted = self.wanted
@@ -56,7 +56,7 @@ class EnergyPicker:
         elif self._worker is None:
             self._worker = threading.Thread(target=self._estimate, args=(missing, wanted), name="workbench explorer energy", daemon=True)
             self._worker.start()
-        text = self._text(having, wanted, bool(missing), shown)
+        text = self._text(having, wanted, bool(missing))
         if text != self.note.value:
             self.note.value = text
 
@@ -78,12 +78,10 @@ class EnergyPicker:
         self._worker = None
         self._changed()
 
-    def _text(self, having: Sequence[ListedRun], wanted: Choice, working: bool, shown: bool) -> str:
+    def _text(self, having: Sequence[ListedRun], wanted: Choice, working: bool) -> str:
         lines = [f"{wanted.hardware}: {wanted.description}."]
         if working:
             lines.append("Being worked out …")
-        elif not shown:
-            lines.append(f"To see it, choose {METRIC} as curve or as x-axis.")
         for r in having:
             if isinstance(why := self._known.get((r.key, wanted)), str):
                 lines.append(f"Run {r.number} has no estimate: {why}")

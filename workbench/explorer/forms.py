@@ -9,6 +9,7 @@ import ipywidgets as w
 
 from tracking.errors import UserError, unknown
 from workbench import registry
+from workbench.explorer import presets
 from workbench.explorer.form import Form
 from workbench.params import Field, Params
 
@@ -106,10 +107,11 @@ class Forms(dict[str, Form]):
         return checked
 
     def _starts(self, preset: str) -> dict[str, Mapping[str, Any] | None]:
-        """What the forms of method and task start from: the method's example, or the declared defaults."""
+        """What the forms of method and task start from."""
         method, task = self._chosen
-        example = registry.load_method(method).example if method and preset == "quick" else {}
-        return {"method": example.get("params"), "task": example.get("task_params") if example.get("task") == task else None}
+        if method is None:
+            return {"method": None, "task": None}
+        return presets.start(presets.of_method(registry.load_method(method))[preset], task)
 
     def _keep(self, part: str, model: type[Params] | None, owner: str, start: Mapping[str, Any] | None) -> None:
         """Have a form for ``model``, started from ``start`` unless it is there already."""

@@ -11,7 +11,8 @@ from typing import Any
 import ipywidgets as w
 
 from tracking.errors import UserError, unknown
-from workbench.explorer import curves, snippets, theme
+from workbench import registry
+from workbench.explorer import curves, presets, snippets, theme
 from workbench.explorer.board import Board
 from workbench.explorer.forms import Forms
 from workbench.explorer.listed import ListedRun, Request
@@ -20,7 +21,7 @@ from workbench.explorer.pickers import Pickers
 from workbench.explorer.preview import Preview
 from workbench.explorer.search import Hit, find
 from workbench.explorer.session import Session
-from workbench.explorer.toolbar import PRESETS, RunMenu, Toolbar
+from workbench.explorer.toolbar import RunMenu, Toolbar
 
 
 class Explorer:
@@ -35,7 +36,7 @@ class Explorer:
         self._lock = self.board.lock
         self.toolbar = Toolbar({"Run": self._pressed(self.run), "Pause": self._pressed(self._toggle), "Stop": self._pressed(self.stop),
                                 "Stop all": self._pressed(self.stop_all), "Reset": self._pressed(self.reset)})
-        self.toolbar.preset.observe(lambda change: self._press(lambda: self.preset(change["new"])), names="value")
+        self.toolbar.preset.observe(lambda change: self.toolbar.quiet or self._press(lambda: self.preset(change["new"])), names="value")
         self.preview = Preview(lambda: self.session.live)
         self.menu = RunMenu([
             ("Into the form", "edit", "put its parameters into the form", self._pressed(self.load)),
@@ -50,7 +51,7 @@ class Explorer:
                             "Copy as": self.copies})
         self.pickers = Pickers(self._on_pick)
         self._on_pick()
-        head = w.VBox([self.pickers.box, self.toolbar.bar, self.preview.html, self.toolbar.status])
+        head = w.VBox([self.pickers.box, self.toolbar.bar, self.toolbar.start, self.preview.html, self.toolbar.status])
         head.add_class("wb-head")
         page = w.Box([self.forms.box, self.panes.box])
         page.add_class("wb-page")
@@ -95,11 +96,14 @@ class Explorer:
             self._on_pick()
 
     def preset(self, name: str) -> None:
-        """Start the form from the method's example (``"quick"``) or from the declared defaults (``"paper"``)."""
-        if name not in PRESETS:
-            raise unknown("preset", name, PRESETS)
+        """Start the form from the method's example (``"quick"``) or from its paper's setting (``"paper"``: the declared defaults, where no
+        such setting is kept). Its task is chosen, too, unless a person has chosen one.
+        """
+        if name not in presets.NAMES:
+            raise unknown("preset", name, presets.NAMES)
         with self._lock:
-            self.toolbar.preset.value = name
+            self.pickers.start_from(name)
+            self._on_pick()
             self.forms.restart(name)
 
     def set(self, task_params: Mapping[str, Any] | None = None, **values: Any) -> None:
@@ -244,7 +248,11 @@ class Explorer:
     # --- form -------------------------------------------------------------------------------------------------
 
     def _on_pick(self) -> None:
-        self._trouble = self.forms.build(self.pickers.method.value, self.pickers.task.value, self.toolbar.preset.value)
+        method, task, preset = self.pickers.method.value, self.pickers.task.value, self.pickers.preset
+        self._trouble = self.forms.build(method, task, preset)
+        chosen = registry.load_method(method) if "method" in self.forms else None
+        labels = {name: p.label for name, p in presets.of_method(chosen).items()} if chosen else {name: name for name in presets.NAMES}
+        self.toolbar.offer(labels, preset, presets.in_words(chosen, preset, task) if chosen else "")
         self._on_form()
         self.refresh()
 

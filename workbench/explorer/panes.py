@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets as w
 
 from workbench.explorer import snippets
+from workbench.explorer.front import CopyButton
 from workbench.explorer.inside import Inside as Inside
 from workbench.explorer.listed import Request
 from workbench.explorer.past import Past as Past
@@ -39,11 +40,16 @@ class CopyAs:
     """The form as text, in three languages."""
 
     def __init__(self) -> None:
-        self.texts = {name: w.Textarea(layout=w.Layout(height="190px"), tooltip=f"this run as {name}; select all and copy")
+        self.texts = {name: w.Textarea(layout=w.Layout(height="190px"), tooltip=f"this run as {name}")
                       for name in ("Python", "Command line", "Papermill")}
-        self.box = w.VBox([child for name, text in self.texts.items() for child in (w.HTML(f"<h4>{name}</h4>"), text)])
+        self.buttons = {name: CopyButton(name=name) for name in self.texts}
+        heads = {name: w.Box([w.HTML(f"<h4>{name}</h4>"), button]) for name, button in self.buttons.items()}
+        for head in heads.values():
+            head.add_class("wb-bar")
+        self.box = w.VBox([child for name, text in self.texts.items() for child in (heads[name], text)])
 
     def update(self, requests: Sequence[Request], trouble: str) -> None:
         """Write the texts, or what is wrong with the form."""
         for name, make in (("Python", snippets.python), ("Command line", snippets.cli), ("Papermill", snippets.papermill)):
             self.texts[name].value = make(requests) if requests else f"The form has an error:\n{trouble}\n"
+            self.buttons[name].text = self.texts[name].value

@@ -160,7 +160,7 @@ class Past:
             self._found, where = in_store(uri), public_uri(uri)
         self._filter()
         newest = f" (the newest {LISTED})" if len(self._found) == LISTED else ""
-        return f"{len(self._found)} runs in {where}{newest}."
+        return f"{len(self._found)} run{'s' * (len(self._found) != 1)} in {where}{newest}."
 
     def _filter(self) -> None:
         words = self.words.value.lower().split()

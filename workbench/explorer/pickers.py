@@ -23,6 +23,7 @@ class Pickers:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed, self._quiet = changed, False
+        self.preset = "quick"
         self._by_hand = False  # a task that a person chose stays when the method changes, if it can
         style = {"description_width": "56px"}
         self.family = w.Dropdown(description="Family", tooltip="field of the method", style=style)
@@ -70,6 +71,14 @@ class Pickers:
             self._list_tasks()
             if task is not None:
                 self.task.value, self._by_hand = task, True
+        finally:
+            self._quiet = False
+
+    def start_from(self, preset: str) -> None:
+        """Take the task of another preset, unless a person has chosen one."""
+        self.preset, self._quiet = preset, True
+        try:
+            self._list_tasks()
         finally:
             self._quiet = False
 
@@ -128,14 +137,15 @@ class Pickers:
         self.method.value = next((id for id in (before, FIRST, *entries) if id in entries), None)
 
     def _list_tasks(self) -> None:
-        """Tasks of the right kind; the method's example unless a person has chosen another one that it runs on."""
+        """Tasks of the right kind; the preset's unless a person has chosen another one that the method runs on."""
         if self.method.value is None:
             self.task.options = []
             return
         entry, before = registry.method_entry(self.method.value), self.task.value if self._by_hand else None
         names = tasks_of(entry)
         self.task.options = names
-        self.task.value = next((t for t in (before, attribute(entry, "example").get("task"), *names) if t in names), None)
+        published = attribute(entry, "published").get("task") if self.preset == "paper" else None
+        self.task.value = next((t for t in (before, published, attribute(entry, "example").get("task"), *names) if t in names), None)
         self._describe()
 
     def _describe(self) -> None:

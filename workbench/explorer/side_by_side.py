@@ -87,7 +87,8 @@ class SideBySide:
                 absent.append(str(why))
         self.plots.show(figures)
         self.table.value = table_html(Table(c.shown(target), TEST)) + paragraphs("\n".join(f"- {n}" for n in [*c.notes(), *absent]))
-        return f"{sum(len(g.runs) for g in c.groups)} runs in {len(c.groups)} groups."
+        runs, groups = sum(len(g.runs) for g in c.groups), len(c.groups)
+        return f"{runs} run{'s' * (runs != 1)} in {groups} group{'s' * (groups != 1)}: those of a group differ in the seed alone."
 
     def _report(self) -> str:
         from tracking.address import home

@@ -12,11 +12,12 @@ CSS = """
 }
 [data-jp-theme-light="false"] .wb { --wb-bad: #ff8a80; --wb-good: #7ddc9f; --wb-warn: #f2c063; color-scheme: dark; }
 .wb .wb-page { display: grid; grid-template-columns: minmax(0, 1fr); gap: 14px 28px; overflow: visible; }
-@container (min-width: 1000px) { .wb .wb-page { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); } }
+@container (min-width: 780px) { .wb .wb-page { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 14px 20px; } }
+@container (min-width: 1200px) { .wb .wb-page { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); gap: 14px 28px; } }
 .wb .wb-page > *, .wb .widget-vbox, .wb .widget-hbox, .wb .wb-fields > * { min-width: 0; max-width: 100%; }
 .wb .wb-grid, .wb .wb-fields { display: grid; gap: 8px 20px; overflow: visible; align-items: start; }
 .wb .wb-grid { grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); }
-.wb .wb-fields { grid-template-columns: repeat(auto-fill, minmax(172px, 1fr)); }
+.wb .wb-fields { grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); }
 .wb .wb-grid > .jupyter-widgets { width: auto; margin: 0; }
 .wb h4 { margin: 12px 0 2px; font-size: 13px; font-weight: 600; color: var(--wb-text); line-height: 1.5; }
 .wb .widget-html, .wb .widget-html > .widget-html-content { height: auto; }
@@ -32,6 +33,7 @@ CSS = """
 .wb .wb-field .widget-checkbox .widget-label-basic { font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
 .wb .wb-grid select, .wb .wb-field select, .wb .wb-field input[type="text"] { width: 100%; min-width: 0; box-sizing: border-box;
   height: 26px; flex: none; }
+.wb .wb-field .widget-text .widget-label { overflow: visible; white-space: nowrap; }
 .wb .wb-field .widget-checkbox { width: auto; margin: 0; }
 .wb .wb-slider { flex: 0 0 72px !important; width: 72px; margin: 0 8px 0 6px; height: 26px; }
 .wb .wb-slider .widget-label { position: absolute; width: 1px !important; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -44,7 +46,8 @@ CSS = """
 .wb .wb-bar .jupyter-button { width: auto; margin: 0; padding: 0 14px; }
 .wb .wb-bar .widget-dropdown, .wb .wb-bar .widget-checkbox { width: auto; margin: 0 8px 0 0; }
 .wb .wb-bar .widget-dropdown .widget-label { width: auto !important; }
-.wb .wb-bar select { min-width: 150px; }
+.wb .wb-bar select { min-width: 110px; max-width: 260px; }
+.wb .wb-bar + .wb-bar { margin-top: 6px; }
 .wb .wb-status .widget-html-content { line-height: 26px; }
 .wb .wb-head { margin-bottom: 6px; }
 .wb .wb-head > * + * { margin-top: 8px; }
@@ -60,6 +63,7 @@ CSS = """
 .wb th, .wb td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--wb-line); vertical-align: baseline;
   line-height: 1.4; }
 .wb th { color: var(--wb-soft); font-weight: 600; }
+.wb .wb-scroll th { white-space: nowrap; }
 .wb td.wb-num, .wb th.wb-num { text-align: right; font-variant-numeric: tabular-nums; }
 .wb td code { font-size: 11px; color: var(--wb-soft); background: none; }
 .wb textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.4; }
@@ -83,20 +87,21 @@ CSS = """
 .wb .wb-cost .widget-html-content { line-height: 1.45; font-size: 12.5px; height: auto; color: var(--wb-soft); min-height: 18px; }
 .wb .wb-more-button { width: auto; margin: 8px 0 4px; padding: 0 12px; background: none; border: 1px solid var(--wb-line);
   color: var(--wb-text); }
+.wb .wb-copy { display: flex; gap: 8px; align-items: center; }
 .wb .wb-panes { margin: 8px 0 0; }
 .wb .wb-panes .jupyter-button { width: auto; padding: 0 14px; }
 .wb .wb-panes .jupyter-button.mod-active { background: var(--jp-brand-color1, #1976d2); color: #fff; }
 .wb .wb-bar .widget-text { width: auto; margin: 0 8px 0 0; }
 .wb .wb-bar .widget-text .widget-label { width: auto !important; }
 .wb .wb-bar input[type="text"] { min-width: 90px; }
-.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top; }
+.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top; white-space: normal; }
 .wb .wb-table .wide { overflow-x: auto; max-width: 100%; }
 .wb .widget-html, .wb .widget-html-content { min-width: 0; max-width: 100%; }
 .wb .wb-table ul { margin: 4px 0; padding-left: 18px; } .wb .wb-table li { white-space: normal; }
 .wb .wb-table .wide td { white-space: nowrap; }
 .wb .wb-table .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wb .wb-table tbody th { color: var(--wb-text); }
-.wb .wb-table p, .wb .wb-table li { font-size: 12px; color: var(--wb-soft); margin: 2px 0; }
+.wb .wb-table p, .wb .wb-table li { font-size: 12px; line-height: 1.4; color: var(--wb-soft); margin: 2px 0; }
 .wb .wb-plots { width: 100%; margin: 0; }
 .wb .wb-plots .jp-OutputPrompt { display: none; }
 .wb .wb-plots .jp-OutputArea-output { overflow: hidden; padding: 0; }

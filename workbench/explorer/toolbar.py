@@ -10,8 +10,7 @@ import ipywidgets as w
 
 from workbench.explorer.board import reason, status_word
 from workbench.explorer.listed import ListedRun
-
-PRESETS = {"quick": "quick (a run of seconds)", "paper": "paper (declared defaults)"}
+from workbench.explorer.presets import NAMES
 
 
 class Toolbar:
@@ -28,14 +27,31 @@ class Toolbar:
         self.stop = button("Stop", "stop", "stop the run that is training; the next one in the queue starts")
         self.stop_all = button("Stop all", "ban", "stop it and empty the queue")
         self.reset = button("Reset", "undo", "put the form back to its preset")
-        self.preset = w.Dropdown(options=[(text, name) for name, text in PRESETS.items()], description="Preset",
-                                 tooltip="where the form starts: the method's example, which learns in seconds, or the declared defaults, "
-                                         "which are the paper's values where it states them",
+        self.preset = w.Dropdown(options=[(name, name) for name in NAMES], description="Preset",
+                                 tooltip="where the form starts: the method's example, which learns in seconds, or the paper's setting",
                                  style={"description_width": "initial"})
+        self.start = w.HTML()
+        self.start.add_class("wb-note")
+        self.quiet = False
+        """Whether the code is setting the preset."""
         self.bar = w.Box([self.run, self.pause, self.stop, self.stop_all, self.reset, self.preset])
         self.bar.add_class("wb-bar")
         self.status = w.HTML()
         self.status.add_class("wb-status")
+
+    def offer(self, labels: Mapping[str, str], chosen: str, said: str) -> None:
+        """Name the presets of a method, choose one, and say what it is."""
+        options = [(label, name) for name, label in labels.items()]
+        self.quiet = True
+        try:
+            if list(self.preset.options) != options:
+                self.preset.options = options
+            self.preset.value = chosen
+        finally:
+            self.quiet = False
+        text = f'<div aria-live="polite">{html.escape(said)}</div>' if said else ""
+        if self.start.value != text:
+            self.start.value = text
 
     def update(self, runs: Sequence[ListedRun], current: ListedRun | None, trouble: str) -> None:
         """Bring buttons and status up to date; only what has changed is sent."""

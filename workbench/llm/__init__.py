@@ -25,6 +25,7 @@ _HOMES = {
     "CompressedLinear": "workbench.llm.linear",
     "perplexity": "workbench.llm.evaluation", "generate": "workbench.llm.evaluation",
     "BlockTuning": "workbench.llm.tuning", "tune_model": "workbench.llm.tuning",
+    "ReALLM": "workbench.llm.reallm", "VectorCode": "workbench.llm.reallm", "Autoencoder": "workbench.llm.reallm",
     "Residual": "workbench.llm.low_rank", "to_peft": "workbench.llm.adapters", "from_peft": "workbench.llm.adapters",
 }
 __all__ = [*_HOMES]

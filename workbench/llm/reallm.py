@@ -36,13 +36,15 @@ class ReALLM:
     Args:
         code: encoder, vector quantiser and decoder: :class:`VectorCode` (identity path) or :class:`Autoencoder` (neural path).
         rank: r of the low-rank part; 0 has none. One above what a matrix has is cut to that.
-        turns: most turns of the alternation between the two parts; it stops at the first rise of the error (100 in the released code).
+        turns: most turns of the alternation between the two parts (100 in the released code).
         permute: order the columns of each block of 64 rows. ``auto``: only where the error it saves is worth
             its bits.
         weighting: of squared errors, ours beyond ``none``. ``scale``: of the weights rather than of the scaled latent.
             ``hessian``: by the mean square of each input. ``fisher``: by the empirical Fisher information.
         magnitude: store a row norm (DoRA: Liu et al., ICML 2024), that of the ``approximation``, which leaves the map as it
             is, or that of the ``weight``, which restores the rows' lengths.
+        tolerance: turns stop with the first one that lowers the error by less than this share, ours; 0: before the first one that
+            raises it, as released.
         candidates: what :meth:`plan` may choose from; empty: :func:`workbench.llm.reallm_plan.default_candidates`.
     """
 
@@ -52,6 +54,7 @@ class ReALLM:
     permute: Permute = "auto"
     weighting: Weighting = "none"
     magnitude: Magnitude = "none"
+    tolerance: float = 1e-3
     candidates: tuple[ReALLM, ...] = ()
 
     @property
@@ -70,7 +73,7 @@ class ReALLM:
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         importance = self._importance(weight, stats)
         found = alternate(weight, min(self.rank, *weight.shape), _Coder(self, importance, generator), steps=self.turns, generator=generator,
-                          importance=importance)
+                          importance=importance, tolerance=self.tolerance)
         tensors = dict(found.code.tensors)
         if found.a is not None:
             tensors |= {"low_rank.a": found.a, "low_rank.b": found.b}

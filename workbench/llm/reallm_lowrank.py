@@ -95,14 +95,16 @@ def alternate(
     steps: int,
     generator: torch.Generator,
     importance: Importance | None = None,
+    tolerance: float = 0.0,
 ) -> Alternation[Code]:
-    """Find Q and B A in turns: ``B A`` of ``W - Q``, then Q of ``W - B A``, until the error rises.
+    """Find Q and B A in turns: ``B A`` of ``W - Q``, then Q of ``W - B A``, until the error no longer falls.
 
     Args:
         weight: float32 (p, q).
         quantise: gives what is stored of a matrix, and the matrix that this stands for.
         steps: most turns. Rank 0 needs and makes one.
         importance: weights of the error and of the singular value decomposition; plain Frobenius without.
+        tolerance: a turn that lowers the error by less than this share is the last one.
 
     The factors are rounded to float16, as they are stored, before the quantiser sees what they leave.
     """
@@ -119,7 +121,10 @@ def alternate(
         error = importance.error(left) if importance else float(left.square().sum(dtype=torch.float64).sqrt())
         if best.errors and not error < best.errors[-1]:
             break
+        last = bool(best.errors) and error > (1 - tolerance) * best.errors[-1]
         best = Alternation(code, a, b, [*best.errors, error])
+        if last:
+            break
     return best
 
 

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,21 @@ def quietly() -> Iterator[None]:
     """While it lasts, transformers draws no progress bars; what was set is set again afterwards."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    try:
+        gguf = import_module("transformers.modeling_gguf_pytorch_utils")
+    except ImportError:  # private to transformers, so it may move
+        gguf = None
+    shown, direct = logging.is_progress_bar_enabled(), getattr(gguf, "tqdm", None)
     logging.disable_progress_bar()
+    if direct is not None:
+        gguf.tqdm = logging.tqdm  # its bar does not ask the switch
     try:
         yield
     finally:
         if shown:
             logging.enable_progress_bar()
+        if direct is not None:
+            gguf.tqdm = direct
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, Any]:

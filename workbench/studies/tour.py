@@ -17,13 +17,13 @@ from workbench.study import studies
 if TYPE_CHECKING:
     from workbench.grouping import Group
 
-# metrics whose sum makes the figure, its heading and its scale; what a run does not report stays empty
-COSTS: dict[str, tuple[tuple[str, ...], float]] = {
-    "sent [MB]": (("comm/up_bytes", "comm/down_bytes", "comm/peer_bytes"), 1e-6),
-    "energy, modelled [J]": (("energy/model_j",), 1.0),
-    "simulated [units]": (("clock/virtual_s",), 1.0),
-    "here [s]": (("clock/wall_s",), 1.0),
-    "deployed [kB]": (("memory/model_bytes",), 1e-3),
+# heading: metrics whose sum makes the figure, its scale and its digits; what a run does not report stays empty
+COSTS: dict[str, tuple[tuple[str, ...], float, int]] = {
+    "sent [MB]": (("comm/up_bytes", "comm/down_bytes", "comm/peer_bytes"), 1e-6, 2),
+    "energy, modelled [J]": (("energy/model_j",), 1.0, 3),
+    "simulated [units]": (("clock/virtual_s",), 1.0, 0),
+    "here [s]": (("clock/wall_s",), 1.0, 2),
+    "deployed [kB]": (("memory/model_bytes",), 1e-3, 1),
 }
 
 
@@ -35,15 +35,14 @@ def one_page(comparison: Comparison) -> Table:
     for g in comparison.groups:
         accuracy = g.values("eval/accuracy")
         rows.append({"method": g.label, "accuracy [%]": figure(accuracy, 1, 100) if accuracy else None,
-                     **{heading: _sum(g, names, scale) for heading, (names, scale) in COSTS.items()}})
+                     **{heading: _sum(g, *cost) for heading, cost in COSTS.items()}})
     return Table(pandas.DataFrame(rows).dropna(axis=1, how="all"),
                  "Means over n seeds at the end of training, ± half a 95 % interval; – where there is nothing to count.")
 
 
-def _sum(g: Group, names: tuple[str, ...], scale: float) -> float | None:
+def _sum(g: Group, names: tuple[str, ...], scale: float, digits: int) -> float | None:
     means = [g.mean(name).mean for name in names if g.values(name)]
-    total = scale * sum(means)
-    return None if not means else float(round(total)) if total >= 1000 else total
+    return round(scale * sum(means), digits) if means else None
 
 
 def joined(*comparisons: Comparison) -> Comparison:
@@ -96,5 +95,6 @@ def further() -> Table:
     """The other studies: what each is about and how to execute it."""
     import pandas
 
-    rows = [{"study": row["id"], "about": row["title"], "command": f"workbench study {row['id']}"} for row in studies() if row["id"] != "tour"]
+    rows = [{"study": row["id"], "about": row["title"], "command": f"workbench study {row['id']}"}
+            for row in studies() if row["id"] != "tour"]
     return Table(pandas.DataFrame(rows), "One paper a study; each is a notebook beside this one.")

@@ -12,9 +12,9 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16
-I32, F32 = ir.IntType(32), ir.FloatType()
-IVEC, FVEC = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+from workbench.boolean.packed.lowering import FVEC, I32, IVEC, address, call, constant, splat
+from workbench.boolean.packed.lowering import LANES as LANES
+
 # a look-up of sixteen floats by sixteen indices is one AVX-512 instruction and has no portable form
 PERMUTES = not (config.CPU_NAME or config.CPU_FEATURES) and bool(
     config.ENABLE_AVX and llvmlite.binding.get_host_cpu_features().get("avx512f")
@@ -57,31 +57,13 @@ def kernel(function, **options):
         return njit(nogil=True, **options)(function)
 
 
-def _constant(value: int):
-    return ir.Constant(IVEC, [value] * LANES)
-
-
-def _splat(b, value, vector):
-    empty = ir.Constant(vector, ir.Undefined)
-    return b.shuffle_vector(b.insert_element(empty, value, I32(0)), empty, _constant(0))
-
-
-def _place(context, b, kind, array, index, vector):
-    data = context.make_array(kind)(context, b, array).data
-    return b.bitcast(b.gep(data, [index]), vector.as_pointer())
-
-
-def _call(b, name: str, result, *args):
-    return b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(result, [a.type for a in args]), name), args)
-
-
 @intrinsic
 def load(typing, array, index):
     """Sixteen neighbours of a flat array."""
     kind, vector = (FLOATS, FVEC) if array.dtype == types.float32 else (INTS, IVEC)
 
     def lower(context, b, sig, args):
-        value = b.load(_place(context, b, sig.args[0], *args, vector))
+        value = b.load(address(context, b, sig.args[0], *args, vector))
         value.align = 4
         return value
 
@@ -94,7 +76,7 @@ def prefetch(typing, array, index):
 
     def lower(context, b, sig, args):
         byte = ir.IntType(8).as_pointer()
-        place = b.bitcast(_place(context, b, sig.args[0], *args, IVEC), byte)
+        place = b.bitcast(address(context, b, sig.args[0], *args, IVEC), byte)
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
         b.call(function, [place, I32(0), I32(3), I32(1)])  # to read, into every level, data
@@ -108,7 +90,7 @@ def store(typing, array, index, value):
     vector = FVEC if value == FLOATS else IVEC
 
     def lower(context, b, sig, args):
-        b.store(args[2], _place(context, b, sig.args[0], *args[:2], vector)).align = 4
+        b.store(args[2], address(context, b, sig.args[0], *args[:2], vector)).align = 4
         return context.get_dummy_value()
 
     return types.none(array, types.intp, value), lower
@@ -118,8 +100,8 @@ def store(typing, array, index, value):
 def spread(typing, value):
     """One number in every lane."""
     if isinstance(value, types.Float):
-        return FLOATS(types.float32), lambda context, b, sig, args: _splat(b, args[0], FVEC)
-    return INTS(types.int32), lambda context, b, sig, args: _splat(b, args[0], IVEC)
+        return FLOATS(types.float32), lambda context, b, sig, args: splat(b, args[0], FVEC)
+    return INTS(types.int32), lambda context, b, sig, args: splat(b, args[0], IVEC)
 
 
 @intrinsic
@@ -127,7 +109,7 @@ def count(typing, total, x, w):
     """``total + popcount(x ^ w)``, lane by lane."""
 
     def lower(context, b, sig, args):
-        return b.add(args[0], _call(b, "llvm.ctpop.v16i32", IVEC, b.xor(args[1], args[2])))
+        return b.add(args[0], call(b, "llvm.ctpop.v16i32", IVEC, b.xor(args[1], args[2])))
 
     return INTS(INTS, INTS, INTS), lower
 
@@ -137,7 +119,7 @@ def sums_of(typing, n, count, shift):
     """``n - 2 count + shift``: agreements minus disagreements."""
 
     def lower(context, b, sig, args):
-        return b.add(b.sub(args[0], b.shl(args[1], _constant(1))), args[2])
+        return b.add(b.sub(args[0], b.shl(args[1], constant(1))), args[2])
 
     return INTS(INTS, INTS, INTS), lower
 
@@ -158,7 +140,7 @@ def set_where(typing, bits, value, bound, place):
     """``bits`` with bit ``place`` set in the lanes where ``value >= bound``."""
 
     def lower(context, b, sig, args):
-        bit = b.shl(b.zext(b.fcmp_ordered(">=", args[1], args[2]), IVEC), _splat(b, args[3], IVEC))
+        bit = b.shl(b.zext(b.fcmp_ordered(">=", args[1], args[2]), IVEC), splat(b, args[3], IVEC))
         return b.or_(args[0], bit)
 
     return INTS(INTS, FLOATS, FLOATS, types.int32), lower
@@ -166,7 +148,7 @@ def set_where(typing, bits, value, bound, place):
 
 @intrinsic
 def shift_right(typing, words, places):
-    return INTS(INTS, types.int32), lambda context, b, sig, args: b.lshr(args[0], _splat(b, args[1], IVEC))
+    return INTS(INTS, types.int32), lambda context, b, sig, args: b.lshr(args[0], splat(b, args[1], IVEC))
 
 
 @intrinsic
@@ -179,7 +161,7 @@ def look_up(typing, total, table, index):
     """``total + table[index mod 16]``, lane by lane."""
 
     def lower(context, b, sig, args):
-        return b.fadd(args[0], _call(b, "llvm.x86.avx512.permvar.sf.512", FVEC, args[1], args[2]))
+        return b.fadd(args[0], call(b, "llvm.x86.avx512.permvar.sf.512", FVEC, args[1], args[2]))
 
     return FLOATS(FLOATS, FLOATS, INTS), lower
 
@@ -190,7 +172,7 @@ def vote(typing, total, x, words, place):
 
     def lower(context, b, sig, args):
         total, x, words, place = args
-        sign = b.and_(b.shl(words, _splat(b, b.sub(I32(31), place), IVEC)), _constant(-(1 << 31)))
+        sign = b.and_(b.shl(words, splat(b, b.sub(I32(31), place), IVEC)), constant(-(1 << 31)))
         return b.fsub(total, b.bitcast(b.xor(b.bitcast(x, IVEC), sign), FVEC))
 
     return FLOATS(FLOATS, FLOATS, INTS, types.int32), lower

@@ -12,7 +12,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from workbench.boolean.packed.simd import FLOATS, FVEC, I32, IVEC, LANES, _call, _place, _splat, kernel, load, reaches, spread, store
+from workbench.boolean.packed.lowering import FVEC, I32, IVEC, LANES, address, call, splat
+from workbench.boolean.packed.simd import FLOATS, kernel, load, reaches, spread, store
 from workbench.llm.vq._plain import WINDOW
 
 BLOCK = 4 * LANES
@@ -23,7 +24,7 @@ MINUS_INFINITY = ir.Constant(FVEC, [ir.Constant(ir.FloatType(), float("-inf"))] 
 
 
 def _fma(b, x, y, z):
-    return _call(b, "llvm.fma.v16f32", FVEC, x, y, z)
+    return call(b, "llvm.fma.v16f32", FVEC, x, y, z)
 
 
 @intrinsic
@@ -59,7 +60,7 @@ def nearest(typing, rows, start, table, index):
         data = context.make_array(sig.args[2])(context, b, table).data
         for first in range(0, BLOCK // LANES, together):
             places = [b.add(start, ir.Constant(start.type, (first + u) * LANES)) for u in range(together)]
-            points = [[_aligned(b, _place(context, b, sig.args[0].dtype, part, place, FVEC)) for part in parts] for place in places]
+            points = [[_aligned(b, address(context, b, sig.args[0].dtype, part, place, FVEC)) for part in parts] for place in places]
             best = [cgutils.alloca_once_value(b, MINUS_INFINITY) for _ in places]
             found = [cgutils.alloca_once_value(b, ir.Constant(IVEC, [0] * LANES)) for _ in places]
             for u in range(together):  # an alloca is initialised where the function begins, and this runs in a loop
@@ -67,8 +68,8 @@ def nearest(typing, rows, start, table, index):
                 b.store(ir.Constant(IVEC, [0] * LANES), found[u])
             with cgutils.for_range(b, shape[0]) as loop:
                 base = b.mul(loop.index, ir.Constant(loop.index.type, count + 1))
-                words = [_splat(b, b.load(b.gep(data, [b.add(base, ir.Constant(base.type, j))])), FVEC) for j in range(count + 1)]
-                number = _splat(b, b.trunc(loop.index, I32), IVEC)
+                words = [splat(b, b.load(b.gep(data, [b.add(base, ir.Constant(base.type, j))])), FVEC) for j in range(count + 1)]
+                number = splat(b, b.trunc(loop.index, I32), IVEC)
                 for u in range(together):
                     score = words[count]
                     for j in range(count):
@@ -78,7 +79,7 @@ def nearest(typing, rows, start, table, index):
                     b.store(b.select(better, score, old), best[u])
                     b.store(b.select(better, number, b.load(found[u])), found[u])
             for place, result in zip(places, found, strict=True):
-                b.store(b.load(result), _place(context, b, sig.args[3], index, place, IVEC)).align = 4
+                b.store(b.load(result), address(context, b, sig.args[3], index, place, IVEC)).align = 4
         return context.get_dummy_value()
 
     return types.none(rows, types.intp, table, index), lower

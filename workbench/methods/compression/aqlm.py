@@ -117,19 +117,23 @@ class AdditiveFit:
 
     def _search_group(self, codes: Tensor, error: Tensor, outside: Tensor, h: Tensor, beam: int) -> tuple[Tensor, Tensor]:
         """Codes (p, M) and errors (p, d) of least ``e h e^T + 2 e outside^T`` among those that a beam of changes of one code reaches."""
-        p, s = len(codes), self.scales[:, None, None]
-        codes, error = codes[:, None], error[:, None]  # (p, beam, …)
+        squares = ((self.books @ h) * self.books).sum(-1)
+        rows, s = torch.arange(len(codes), device=codes.device)[:, None], self.scales[:, None, None]
+        codes, error, outside = codes[:, None].clone(), error[:, None], outside[:, None]  # (p, beam, …)
         for m, book in enumerate(self.books):
             without = error + s * book[codes[..., m]]
-            constant = ((without @ h + 2 * outside[:, None]) * without).sum(-1)
-            square = ((book @ h) * book).sum(-1)
-            loss = (constant[..., None] - 2 * s * ((without @ h + outside[:, None]) @ book.T) + s.square() * square).flatten(1)
-            best = loss.topk(min(beam, loss.shape[1]), largest=False).indices if beam > 1 else loss.argmin(1, keepdim=True)
-            parent, word = best // len(book), best % len(book)
-            rows = torch.arange(p, device=best.device)[:, None]
-            codes = codes[rows, parent].clone()
+            pull = without @ h + outside
+            # of the loss without - s c in place of without, what depends on c
+            loss = torch.addcmul((-2 * s * pull) @ book.T, s.square(), squares[m])
+            if beam == 1:
+                word = _lowest(loss[:, 0])
+            else:
+                loss = (loss + ((pull + outside) * without).sum(-1, keepdim=True)).flatten(1)
+                best = loss.topk(min(beam, loss.shape[1]), largest=False).indices
+                parent, word = best // len(book), best % len(book)
+                codes, without = codes[rows, parent].clone(), without[rows, parent]
             codes[..., m] = word
-            error = without[rows, parent] - s * book[word]
+            error = without - s * book[word]
         return codes[:, 0], error[:, 0]
 
     def tune(self, steps: int) -> None:
@@ -161,6 +165,13 @@ class AdditiveFit:
         """Sums (M, K, d) of ``values`` (p, q) over the places where each codeword is used: the transpose of :func:`sum_codewords`."""
         vectors, size = values.reshape(-1, self.d), self.books.shape[1]
         return torch.stack([sums_by_code(vectors, code.reshape(-1), size).float() for code in self.codes.unbind(-1)])
+
+
+def _lowest(values: Tensor) -> Tensor:
+    """Column (p, 1) of the least value of each row; NumPy's search along rows is several times as fast as PyTorch's on a CPU."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argmin(1))[:, None]
+    return values.argmin(1, keepdim=True)
 
 
 class AQLMCompression(Compression):

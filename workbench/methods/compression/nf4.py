@@ -53,6 +53,8 @@ class NF4(Compression):
     id, title, family, paper = "nf4", "NF4 / QLoRA", "compression", "arXiv:2305.14314"
     kinds = ("language_model",)
     example: ClassVar[dict[str, Any]] = {"task": "pydoc/tiny_llama", "params": {"bits": 2, "rank": 4, "steps": 40, "tune_lr": 5e-3}}
+    published = {"source": "QLoRA's paper, 7B and 13B models", "params": {
+        "group_size": 64, "rank": 64, "tune_lr": 2e-4, "tune_batch": 16}}
 
     class Params(Compression.Params):
         bits: int = Field(4, ge=2, le=8, description="bits a code; 4 is NF4, others use the same quantile rule")

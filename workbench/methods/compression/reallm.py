@@ -35,7 +35,8 @@ class ReALLMCompression(Compression):
         stages: int = Field(1, ge=1, le=8, description="codebooks in a row, each for what those before leave over")
         group_size: int = Field(64, ge=1, le=65_536, description="consecutive inputs of a row that share a scale")
         permute: Literal["auto", "always", "never"] = Field("auto", description="order columns; auto: where it pays")
-        turns: int = Field(20, ge=1, le=1000, description="turns of low rank and code, at most; they stop when the error rises")
+        turns: int = Field(20, ge=1, le=1000, description="turns of low rank and code, at most")
+        tolerance: float = Field(1e-3, ge=0, lt=1, description="turns end when one lowers the error by less than this share")
         weighting: Literal["none", "scale", "hessian", "fisher"] = Field("none", description="how much the error of a weight counts")
         row_norms: Literal["approximation", "weight"] = Field("approximation", description="what `magnitude` starts at")
         budget: float = Field(0.0, ge=0, le=16, description="bits a weight to share out; 0 = one shape for all")
@@ -60,4 +61,5 @@ class ReALLMCompression(Compression):
         p = self.params
         identity = VectorCode(p.bits, p.dim, p.axis, p.stages, p.group_size)
         network = Autoencoder(p.bits, p.dim, p.patch, width=p.width, decoder_bits=p.decoder_bits, steps=p.network_steps, group=p.group_size)
-        return ReALLM(network if p.network else identity, p.rank, p.turns, p.permute, p.weighting, p.row_norms if p.magnitude else "none")
+        return ReALLM(network if p.network else identity, p.rank, p.turns, p.permute, p.weighting,
+                      p.row_norms if p.magnitude else "none", p.tolerance)

@@ -24,6 +24,9 @@ class AsynchronousDGL(AsynchronousMethod):
     family = "decoupled"
     paper = "arXiv:2106.06401"
     example = {"task": "digits/mlp", "params": {"epochs": 5, "modules": 3, "head": "linear"}}
+    published = {"source": "the authors' buffer experiments on CIFAR-10, by their code", "params": {
+        "epochs": 50, "batch_size": 128, "base": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "lr_decay": 0.2,
+        "lr_decay_epochs": [15, 30, 45], "schedule": "random", "head": "mlp", "reset_momentum": True}}
 
     class Params(AsynchronousParams):
         codec: Encoding = Field("dense_fp32", description="encoding of the activations that modules send and buffers hold")

@@ -40,6 +40,9 @@ class SequentialGreedy(LocalMethod):
     family = "decoupled"
     paper = "arXiv:1812.11446"
     example = {"task": "digits/mlp", "params": {"epochs": 3, "modules": 2, "head": "linear"}}
+    published = {"source": "the comparison with DGL on CIFAR-10 (arXiv:2106.06401), by its authors' code", "params": {
+        "epochs": 50, "batch_size": 128, "base": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "lr_decay": 0.2,
+        "lr_decay_epochs": [15, 30, 45]}}
     time_line_note = "The whole run, on one worker."
 
     class Params(LocalParams):

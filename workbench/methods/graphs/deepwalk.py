@@ -26,6 +26,7 @@ class DeepWalk(WalkEmbedding):
         "task_params": {"nodes": 200, "degree": 16.0, "features": "means", "shift": 1.0, "val_size": 60},
         "params": {"dim": 16, "walks_per_node": 4, "walk_length": 12, "window": 3, "batch_walks": 32, "lr": 0.05},
     }
+    published = {"source": "the paper's experiments: d = 128, gamma = 80, t = 40, w = 10"}
 
     class Params(WalkParams):
         walks_per_node: int = Field(80, ge=1, le=1000, description="walks from each node")

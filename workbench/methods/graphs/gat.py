@@ -47,6 +47,7 @@ class GAT(SparseNodeClassifier):
         "task_params": {"nodes": 200, "degree": 16.0, "features": "means", "shift": 1.0, "val_size": 60},
         "params": {"epochs": 40, "lr": 0.02, "heads": 2, "dropout": 0.3},
     }
+    published = {"source": "the paper's transductive experiments", "task": "cora/node"}
 
     class Params(ClassifierParams):
         hidden: int = Field(8, ge=1, le=4096, description="units of a head in the first layer")

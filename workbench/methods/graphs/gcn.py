@@ -45,6 +45,7 @@ class GCN(SparseNodeClassifier):
         "task_params": {"nodes": 200, "degree": 16.0, "features": "means", "shift": 1.0, "val_size": 60},
         "params": {"epochs": 30, "lr": 0.05},
     }
+    published = {"source": "the paper's experiments on citation networks", "task": "cora/node"}
 
     class Params(ClassifierParams):
         patience: int = Field(

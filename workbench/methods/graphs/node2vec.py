@@ -35,6 +35,7 @@ class Node2Vec(WalkEmbedding):
             "noise_nodes": 16,
         },
     }
+    published = {"source": "the paper's experiments: d = 128, r = 10, l = 80, k = 10"}
 
     class Params(WalkParams):
         p: float = Field(

@@ -237,6 +237,8 @@ class AskewSGDTraining(LowBitTraining):
     kinds = ("classification",)
     example = {"task": "digits/mlp", "params": {
         "epochs": 12, "lr": 0.02, "lr_decay_epochs": [6], "alpha": 0.2, "eps_warmup": 4, "eps_decay": 0.7, "bn_batches": 14}}
+    published = {"source": "the paper's binary CIFAR-10 run, with the best pair of its grid of alpha and learning rate",
+                 "task": "cifar10/vgg_small"}
     weight_ops = 4
 
     Params = AskewSGDParams

@@ -39,6 +39,7 @@ class BOLD(BooleanNetworkTraining):
     paper = "arXiv:2405.16339"
     kinds = ("classification", "superresolution", "segmentation", "text_classification")
     example = {"task": "digits/mlp", "params": {"epochs": 8, "batch_size": 100, "eta": 200.0, "lr": 0.003}}
+    published = {"source": "the paper's image classification without batch norm", "task": "cifar10/vgg_small"}
 
     class Params(BooleanParams):
         epochs: int = Field(300, ge=1, le=10_000, description="passes over the training set (paper: 300)")

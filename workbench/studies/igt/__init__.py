@@ -18,6 +18,7 @@ from workbench.studies.igt.accuracy import (
     speed_claim,
 )
 from workbench.studies.igt.concentration import error_figure, errors, rate_claims, rate_table, rates, transform_errors
+from workbench.studies.igt.objective import split_claims, split_table, splits
 from workbench.studies.igt.phase_diagram import (
     accuracies,
     collapse_figure,
@@ -29,7 +30,11 @@ from workbench.studies.igt.phase_diagram import (
 )
 from workbench.studies.igt.pictures import plane_figure, planes, size_claim, size_exponents, size_figure, size_runs
 from workbench.studies.igt.settings import (
+    DRAWN,
+    FILTERS,
     FIXED,
+    FOUND,
+    LOUD,
     METHODS,
     ONE_MEAN,
     PUBLISHED,
@@ -41,7 +46,11 @@ from workbench.studies.igt.settings import (
 )
 
 __all__ = [
+    "DRAWN",
+    "FILTERS",
     "FIXED",
+    "FOUND",
+    "LOUD",
     "METHODS",
     "ONE_MEAN",
     "PUBLISHED",
@@ -78,6 +87,9 @@ __all__ = [
     "size_figure",
     "size_runs",
     "speed_claim",
+    "split_claims",
+    "split_table",
+    "splits",
     "threshold",
     "transform_errors",
 ]

@@ -21,13 +21,12 @@ from workbench.graphs.expectation import gaussian_orders, mixing
 from workbench.graphs.igt import InterferometricGraphTransform
 from workbench.method import derive_seed
 from workbench.studies.igt.concentration import DIM, deviations, drawn_graph
+from workbench.studies.igt.settings import DRAWN, FILTERS, FOUND, LOUD
 
 if TYPE_CHECKING:
     import pandas
 
 MOST = torch.pi / 4
-LEARNT = {"random": ("none", "energy"), "learnt for energy": ("auto", "energy"), "learnt for variation": ("auto", "variation")}
-"""Solver and objective by name."""
 
 
 class EnergySplit(NamedTuple):
@@ -70,9 +69,9 @@ def splits(nodes: int, degree: float, ratios: Sequence[float], seeds: int) -> pa
         for seed in range(seeds):
             graph = drawn_graph(nodes, degree, ratio, np.random.default_rng(derive_seed(seed, "objective")))[0]
             found = {}
-            for name, (solver, objective) in LEARNT.items():
+            for name, given in FILTERS.items():
                 igt = InterferometricGraphTransform(
-                    1, dim=None, averaging="row", power=1, normalise="none", solver=solver, objective=objective, seed=seed
+                    1, dim=None, averaging="row", power=1, normalise="none", seed=seed, **given
                 )
                 found[name] = igt.fit(graph).filters_[0].double()
             found |= {"a community's own features": own_filters(DIM), "alike to both communities": blind_filters(DIM)}
@@ -102,11 +101,10 @@ def split_claims(frame: pandas.DataFrame) -> list[Claim]:
         rows = part[part["filters"] == name]
         return dict(zip(rows["seed"].astype(int), rows[kind].astype(float), strict=True))
 
-    random, energy, variation = LEARNT
     where = f"(edges across / within {frame['ratio'].max():g})"
-    share = {seed: value / MOST for seed, value in of(energy, "energy").items()}
-    lost = differences(of(energy, "variation"), of(random, "variation"))
-    found = differences(of(variation, "variation"), of(random, "variation"))
+    share = {seed: value / MOST for seed, value in of(LOUD, "energy").items()}
+    lost = differences(of(LOUD, "variation"), of(DRAWN, "variation"))
+    found = differences(of(FOUND, "variation"), of(DRAWN, "variation"))
     return [
         within(
             f"Filters learnt for energy keep at least 99 % of what any isometry can keep {where}",

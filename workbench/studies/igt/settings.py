@@ -183,6 +183,13 @@ def benches(profile: str, at_hand: dict[str, bool]) -> list[Bench]:
     return chosen or [stand_in]
 
 
+FOUND, LOUD, DRAWN = "learnt for variation", "learnt for energy", "random"
+FILTERS: dict[str, dict[str, Any]] = {
+    FOUND: {"objective": "variation"},
+    LOUD: {"objective": "energy"},
+    DRAWN: {"objective": "energy", "solver": "none"},
+}
+"""How filters come about, by name."""
 ONE_MEAN: dict[str, Any] = {"averaging": "row", "power": 1, "normalise": "none"}
 """The transform with one mean over neighbours, as in the experiments on concentration."""
 

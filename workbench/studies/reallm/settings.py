@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tracking.errors import UserError
 from workbench.comparison import Comparison
 from workbench.params import parse
 from workbench.registry import load_method
@@ -111,15 +110,14 @@ FULL = Scale("wikitext2/smollm2-135m", {"window": 2048, "test_size": 0}, sequenc
 def missing(scale: Scale) -> str:
     """Why the model or the text of a task is not at hand, and what to do; empty where it is. Nothing is fetched."""
     from workbench import data_models
-    from workbench.datasets.corpora import wikitext2
+    from workbench.datasets.corpora import WIKITEXT, at_hand
 
     model = scale.task.partition("/")[2]
     if data_models.find(model) is None:
         return f"{data_models.MODELS[model].title}, is not at hand: `workbench data fetch {model}` brings it."
-    try:
-        wikitext2()
-    except UserError as error:
-        return str(error)
+    if at_hand(WIKITEXT) is None:
+        return (f"WikiText-2 ({WIKITEXT}) is not at hand: put it into a folder and set WORKBENCH_DATA to it, or run the task "
+                f"{scale.task!r} once on a machine with a network, which downloads it.")
     return ""
 
 
