@@ -7,22 +7,17 @@ data in ``$WORKBENCH_DATA``. Figures go to ``tracking/results/<study>/<hardware>
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
 from tracking import journal
 from tracking.errors import UserError
-from tracking.metrics import METRICS
-from tracking.results import keep
 from workbench import registry
-from workbench.grouping import group, short
-from workbench.provenance import hardware, record
+from workbench.keeping import keep_runs
 from workbench.runs import Run, run
 from workbench.studies import full
 from workbench.sweeps import sweep
@@ -121,21 +116,9 @@ def full_study(study: str, seeds: int, workers: int, budget_s: float) -> list[st
     done = sweep(runs, executor="processes", workers=workers, seconds=budget_s, device="cuda", tracking="off", progress=False, tags=tags)
     for ended in done.runs:
         print(f"{study}: {ended}", flush=True)
-    if finished := [r for r in done.runs if r.status == "finished"]:
-        print(f"kept in {write(study, finished, alone=workers == 1)}")
+    for path in keep_runs(study, done.runs, times=workers == 1):
+        print(f"kept in {path}")
     return [f"{study}: {job['method']} on {job['task']}, seed {job['seed']}: {reason}" for job, reason in done.failures]
-
-
-def write(study: str, runs: list[Run], alone: bool) -> Path:
-    """Figures by group of seeds with provenance. What depends on the machine is left out where runs shared it."""
-    rows = []
-    for g in group(runs)[0]:
-        where = ", ".join([g.task, *(f"{name} {short(g.facts[name])}" for name in ("epochs", "bits", "task.protocol") if name in g.facts)])
-        for name in sorted(g.metrics):
-            if name != "step" and (values := g.values(name)) and (alone or not METRICS[name].volatile) and all(map(math.isfinite, values)):
-                rows.append({"quantity": f"{g.label} ({where})", "method": g.method, "metric": name, "mean": statistics.fmean(values),
-                             "values": values, "n": len(values), "profile": "full"})
-    return keep(study, hardware("cuda"), rows, record())
 
 
 def main() -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests import gpu
+from tracking.results import kept
+from workbench.keeping import keep_runs
 from workbench.runs import run
 from workbench.spec import resolve
 from workbench.studies import full, igt
@@ -23,16 +26,21 @@ def test_every_full_run_on_graphs_is_one_that_can_be_asked_for():
     assert len({resolve(**spec, device="cpu").spec.key for spec in runs}) == len(runs) == 8 * len(igt.METHODS)
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_figures_are_kept_by_group_and_times_only_where_nothing_shared_the_machine(toy, monkeypatch, alone):
-    kept = {}
-    monkeypatch.setattr(gpu, "keep", lambda study, hardware, rows, provenance: kept.update(study=study, rows=rows))
+@pytest.mark.parametrize("times", [True, False])
+def test_figures_are_kept_by_group_and_hardware_and_times_only_where_they_are_wanted(toy, tmp_path, times):
     runs = [run("toy", "toy", {"steps": steps}, seed=seed, device="cpu", threads=1, tracking="off", progress=False)
             for steps in (3, 4) for seed in (0, 1)]
-    gpu.write("tour", runs, alone)
-    rows = {(r["quantity"], r["metric"]): r for r in kept["rows"]}
-    assert {quantity for quantity, _ in rows} == {"toy steps=3 (toy)", "toy steps=4 (toy)"}
-    assert all(r["n"] == 2 and r["profile"] == "full" for r in rows.values())
-    losses = [r.metrics["train/loss"] for r in runs[2:]]
-    assert rows["toy steps=4 (toy)", "train/loss"]["values"] == losses
-    assert (("toy steps=4 (toy)", "clock/wall_s") in rows) is alone
+    about = runs[3].folder.read_run()
+    about["tags"]["workbench.hardware"] = "Another machine"  # as one that was brought from elsewhere
+    about["provenance"]["commit"] = "0123456789ab"
+    runs[3].folder.run_path.write_text(json.dumps(about))
+    files = keep_runs("tour", runs, times=times, root=tmp_path)
+    assert [path.name for path in files][1] == "another-machine.json"
+    table = kept("tour", root=tmp_path)
+    rows = {(r["quantity"], r["metric"], r["hardware"] == "Another machine"): r for r in table.to_dict("records")}
+    assert {key[0] for key in rows} == {"toy steps=3 (toy)", "toy steps=4 (toy)", "toy (toy)"}
+    assert rows["toy (toy)", "train/loss", True]["mean"] == runs[3].metrics["train/loss"]
+    assert rows["toy (toy)", "train/loss", True]["commit"] == "0123456789ab"
+    pair = rows["toy steps=3 (toy)", "train/loss", False]
+    assert (pair["n"], pair["values"]) == (2, [r.metrics["train/loss"] for r in runs[:2]])
+    assert (("toy steps=3 (toy)", "clock/wall_s", False) in rows) is times

@@ -39,9 +39,9 @@ def environment() -> dict[str, str]:
     return facts
 
 
-def record() -> dict[str, Any]:
-    """The same facts in the form of a kept result: commit, date, versions, and the rest."""
-    facts = environment()
+def record(facts: dict[str, str] | None = None) -> dict[str, Any]:
+    """The same facts (or those given) in the form of a kept result: commit, date, versions, and the rest."""
+    facts = environment() if facts is None else facts
     versions = {name: facts[name] for name in ("python", *PACKAGES) if name in facts}
     rest = {k: v for k, v in facts.items() if k not in versions and k != "commit"}
     commit, date = facts.get("commit", "not in a checkout"), time.strftime("%Y-%m-%d", time.gmtime())
