@@ -1,4 +1,8 @@
-"""A real JupyterLab server and a real browser for tests: nothing is downloaded, nothing outside a temporary folder is touched."""
+"""A real JupyterLab server and a real browser for tests: nothing is downloaded, nothing outside a temporary folder is touched.
+
+Screenshots go to the folder that the environment variable ``WORKBENCH_ARTIFACTS`` names, to be looked at afterwards; without it, to
+pytest's temporary folder. Where a test fails, the page as it then was is among them.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +127,8 @@ def jupyter_lab(folder: Path, env: Mapping[str, str] | None = None, theme: str =
     (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     port, token = free_port(), secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly"]
+               f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly",
+               "--LabApp.expose_app_in_browser=True"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # a container
         command.append("--allow-root")
     variables = {**os.environ, **{name: str(place) for name, place in places.items()}, "PYTHONPATH": str(ROOT), **(env or {})}
@@ -134,6 +139,17 @@ def jupyter_lab(folder: Path, env: Mapping[str, str] | None = None, theme: str =
         finally:
             with contextlib.suppress(OSError):
                 lab.stop_kernels()
+
+
+@contextlib.contextmanager
+def kept_on_failure(page: Page, path: Path) -> Iterator[None]:
+    """Leave a screenshot at ``path`` where the block fails."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            page.screenshot(path=path)
+        raise
 
 
 @contextlib.contextmanager
@@ -163,6 +179,12 @@ def open_notebook(page: Page, lab: Lab, name: str) -> None:
     """Open a notebook and wait until its kernel can take a cell: one that is run earlier is lost without a word."""
     page.goto(lab.address(name))
     page.get_by_text("| Idle").wait_for(timeout=60_000)
+
+
+def change_theme(page: Page, theme: str) -> None:
+    """Switch JupyterLab's theme, as its Settings menu does."""
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+    page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
 
 
 def run_cell(page: Page, index: int) -> None:

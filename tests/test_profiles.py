@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.test_comparison import Home
 from tracking.errors import UserError
+from workbench.evidence import ComparisonParameters
 from workbench.profiles import ratios, share_within
 
 ROOT = Path(__file__).parent.parent
@@ -105,3 +106,16 @@ def test_the_notebook_compares_what_a_home_holds(tmp_path, own_home, monkeypatch
     assert "widget-view" not in text
     assert "to eval/accuracy 1" in text
     assert (own_home / "reports" / "comparison.html").is_file()
+    assert "comparison.html" in json.dumps(cells[-1]["outputs"])
+
+
+def test_the_notebook_refuses_a_misspelt_parameter(own_home):
+    """Papermill injects it as a variable of the notebook and only warns."""
+    cells = [c for c in json.loads((ROOT / "notebooks" / "compare.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    namespace: dict = {}
+    exec("".join(cells[0]["source"]), namespace)
+    shown = {name: value for name, value in namespace.items() if not name.startswith("_")}
+    assert shown == ComparisonParameters().model_dump()  # the cell shows every parameter with its default
+    for name, value, said in (("metrc", "eval/loss", "Did you mean 'metric'"), ("target", "high", "target"), ("methods", "a,b", "methods")):
+        with pytest.raises(UserError, match=said):
+            exec("".join(cells[1]["source"]), {**namespace, name: value})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from urllib.parse import unquote
@@ -9,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.tracking_helpers import make_run, recorded, wait_for
+from tracking import notes
 from tracking.errors import UserError
 from tracking.folder import RunFolder
 from tracking.journal import Journal
@@ -18,6 +20,8 @@ from tracking.store import Store
 from tracking.styles import style_of
 from tracking.views import VIEWS, links_of, load, publish
 from tracking.views.saved import KNOWN, MAX_TAG, TAG, known_metrics, parse, read_back
+from workbench.claims import checked
+from workbench.study import Study, StudyParameters
 
 
 @pytest.mark.parametrize("id", VIEWS)
@@ -176,3 +180,48 @@ def test_another_version_is_told_and_the_report_named(uri, monkeypatch, version)
     assert KNOWN[-1] in published.note
     assert [*published.links] == ["all runs"]
     assert not [t for t in store.client.get_experiment(store.experiment("bench")).tags if t.startswith(TAG)]
+
+
+def test_a_study_publishes_the_views_and_links_to_them(uri, toy, own_home):
+    """What ``close()`` returns opens MLflow at the study, its saved views and, for a person on its page, the report."""
+    study = Study("trial", "Trial of a | toy", StudyParameters(profile="smoke", tracking_uri=uri), paper="A. Author, 2020")
+    study.run([{"method": "toy", "task": "toy", "params": {"steps": 3}}], seeds=2, metric="eval/loss", progress=False)
+    study.claim(checked("one | two", "1", "2", True, "rule"))
+    study.claim(checked("three", "1", "2", False, "rule"))
+    links = study.close()
+    names = {load(v).name for v in ("losses", "runs")}
+    assert names <= set(links)
+    store = Store(uri)
+    experiment = store.client.get_experiment_by_name("trial")
+    for name in names:
+        assert f"{TAG}{links[name].partition('viewStateShareKey=')[2].partition('&')[0]}" in experiment.tags
+    assert experiment.tags["mlflow.note.content"] == "**Trial of a | toy** (A. Author, 2020)"
+    runs = store.client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if r.data.tags.get("workbench.kind") == "study"]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 2
+    assert parent.info.run_id in links["mlflow"]
+    assert parent.data.tags["workbench.claims"] == "1 holds, 1 does not hold"
+    note = parent.data.tags["mlflow.note.content"]
+    assert "| **holds** | one \\| two | 2 | 1 |" in note
+    assert "| `profile` | `smoke` |" in note
+    assert f"[report](#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}/artifacts/report.html" in note
+    assert parent.info.run_id in unquote(note.partition("[runs of this study](")[2])
+    assert {f.path for f in store.client.list_artifacts(parent.info.run_id)} == {"report.html", "summary.json"}
+    child = children[0].data.tags["mlflow.note.content"]
+    assert "`steps` | `3`" in child
+    assert "`eval/loss`" in child
+    assert json.loads((study.folder / "summary.json").read_text())["links"] == links
+    shown = study.close()._repr_html_()  # again: the same
+    assert all(f">{html.escape(links[name])}</a>" in shown for name in names)
+
+
+def test_a_note_keeps_within_what_a_tag_may_hold():
+    rows = [(f"`parameter {i}`", "x" * 50) for i in range(200)]
+    note = notes.whole(["**head**", notes.table(("a", "b"), rows), "the end"])
+    assert len(note) < 8000
+    assert note.startswith("**head**\n\n| a | b |\n|---|---|\n| `parameter 0` |")
+    assert note.endswith(" |\n\n… and more among the artifacts.")
+    assert notes.whole(["a", "", "b"]) == "a\n\nb"
+    assert notes.plain("a|b\n<c> [d]") == "a\\|b &lt;c> \\[d]"
+    assert notes.code("[1|2]\n`x`") == "`[1\\|2] 'x'`"

@@ -7,16 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Iterator
 from typing import Any
 
-from tracking.address import lock_path, public_uri, sqlite_path
+from tracking.address import available, lock_path, public_uri, sqlite_path
 from tracking.errors import UserError
 from tracking.folder import held
 
 TIMEOUT_S = 60
 _LOCK = 0x776F726B62656E63  # the advisory lock's number: eight letters of our name
 DRIVERS = ("psycopg", "psycopg2")
+
+
+def client_class() -> Any:
+    """MLflow's client, imported quietly. Raises :class:`UserError` when MLflow is not installed."""
+    if not available():
+        raise UserError("MLflow is not installed, so nothing is sent to it; the journal keeps everything. "
+                        "Install mlflow and ship it later, or set tracking to 'off'.")
+    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR",
+                        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+                        # the recorder retries by itself, so that a dead server is noticed in seconds
+                        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # a locked database is retried and reported in one line; MLflow and urllib3 would print each failure at length
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient
 
 
 def is_postgres(uri: str) -> bool:
@@ -39,11 +59,14 @@ def with_driver(uri: str) -> str:
     return f"postgresql+{found[0]}://{rest}"
 
 
-def prepare(uri: str, make: Callable[[str], Any]) -> None:
-    """Have the tables made by ``make(address)`` if there are none: whole or not at all, by one process while the others wait.
+def make_tables(uri: str) -> None:
+    """Have MLflow make its tables if there are none: whole or not at all, by one process while the others wait.
 
-    MLflow makes them in many steps, and neither a second process nor a kill may come in between.
+    It makes them in many steps, and neither a second process nor a kill may come in between. It is imported only if it has to.
     """
+    def make(address: str) -> None:
+        client_class()(address).search_experiments(max_results=1)
+
     database = sqlite_path(uri)
     if database is not None:
         if not database.exists():

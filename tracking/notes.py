@@ -43,8 +43,8 @@ def results(entries: Iterable[Entry]) -> str:
 
 
 def linked(links: Mapping[str, str]) -> str:
-    """Links in one line."""
-    return " · ".join(f"[{plain(name)}]({link})" for name, link in links.items())
+    """Links to MLflow's pages in one line."""
+    return " · ".join(f"[{plain(name)}]({link[link.find('/#/') + 1:]})" for name, link in links.items())
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,9 +73,12 @@ def _origin(run: Mapping[str, Any]) -> list[str]:
 
 
 def whole(parts: Iterable[str]) -> str:
-    """The parts, those that fit; what does not is on the page anyway, as parameters or in ``run.json``."""
+    """The parts that fit into a note, of the first that does not the lines that do; the rest is among the run's files."""
     note = ""
-    for part in parts:
-        if part and len(note) + len(part) <= MAX_NOTE:
-            note += ("\n\n" if note else "") + part
+    for part in filter(None, parts):
+        room = MAX_NOTE - len(note)
+        if len(part) > room:
+            lines = part[:room].rpartition("\n")[0]
+            return f"{note}\n\n{lines}\n\n… and more among the artifacts." if lines.count("\n") > 1 else note
+        note += ("\n\n" if note else "") + part
     return note

@@ -16,10 +16,9 @@ from pathlib import Path
 from tracking import pages
 from tracking.address import available, public_uri, scrub, tracking_uri
 from tracking.address import home as default_home
-from tracking.database import with_driver
+from tracking.database import make_tables, with_driver
 from tracking.errors import UserError
 from tracking.shipping import one_line
-from tracking.store import make_tables
 
 HOST = "127.0.0.1"
 START_S = 120.0

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from tracking import notes
-from tracking.address import public_uri, scrub, ui_url
+from tracking.address import public_uri, scrub
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder, held
 from tracking.journal import read
@@ -135,8 +135,7 @@ class Shipper:
         self.store.add_tags(self.run_id, run.get("tags", {}))  # some are known only once it runs
         self.store.log_artifacts(self.run_id, [path for path in files if path.exists()])
         self._publish(run)
-        links = {name: link.removeprefix(ui_url(self.uri) + "/") for name, link in self._cursor["views"].items()}
-        after = notes.ended(run, status["status"], status["reason"], read(self.folder.journal_path), links)
+        after = notes.ended(run, status["status"], status["reason"], read(self.folder.journal_path), self._cursor["views"])
         self.store.rewrite_note(self.run_id, notes.begun(run), after)
         self.store.finish(self.run_id, status["status"], status["reason"], int(status["time"] * 1000))
         self._cursor["told"] = told

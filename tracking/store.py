@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import logging
-import os
 import re
 import shutil
 from collections import Counter
@@ -20,14 +18,13 @@ from urllib.parse import urlsplit
 
 from tracking import notes, pages
 from tracking.address import (  # this module is the front door for addresses, too
-    available,
     home,
     public_uri,  # noqa: F401
     sqlite_path,
     tracking_uri,  # noqa: F401
     ui_url,
 )
-from tracking.database import exclusive, prepare, with_driver
+from tracking.database import client_class, exclusive, make_tables, with_driver
 from tracking.errors import UserError
 from tracking.styles import style_of
 
@@ -49,29 +46,6 @@ class Point(NamedTuple):
     value: float
     time_ms: int
     step: int
-
-
-def client_class() -> Any:
-    """MLflow's client, imported quietly. Raises :class:`UserError` when MLflow is not installed."""
-    if not available():
-        raise UserError("MLflow is not installed, so nothing is sent to it; the journal keeps everything. "
-                        "Install mlflow and ship it later, or set tracking to 'off'.")
-    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR",
-                        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-                        # the recorder retries by itself, so that a dead server is noticed in seconds
-                        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    # a locked database is retried and reported in one line; MLflow and urllib3 would print each failure at length
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return MlflowClient
-
-
-def make_tables(uri: str) -> None:
-    """Have MLflow make its tables in a database that has none; MLflow is imported only for that."""
-    prepare(uri, lambda address: client_class()(address).search_experiments(max_results=1))
 
 
 class Store:

@@ -15,9 +15,23 @@ from tracking.metrics import metric
 from tracking.report import Table, cell_text, report
 from workbench.comparison import AXES, COSTS, TEST, Comparison
 from workbench.grouping import machine, short, varied
+from workbench.params import Field, Params
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+
+class ComparisonParameters(Params):
+    """The parameters cell of the comparison notebook."""
+
+    home: str = Field("", description="a home to compare, such as one brought from a cluster; empty = the usual one")
+    task: str = Field("", description="only this task; empty = all")
+    methods: list[str] = Field([], description="only these methods; empty = all")
+    metric: str = Field("eval/accuracy", description="what is compared")
+    axis: str = Field("train/epoch", description="what the curves are drawn against")
+    cost: str = Field("clock/wall_s", description="what the trade-off is with")
+    target: float = Field(0.0, description="value of the metric to be reached; 0 = none")
+    tracking_uri: str = Field("off", description="MLflow address that the report is logged to, off, or empty for the usual one")
 
 
 def write(comparison: Comparison, path: str | os.PathLike[str], *, target: float | None = None, title: str | None = None) -> Path:
@@ -60,8 +74,7 @@ def log(comparison: Comparison, study: str, *, tracking: str | None = None, targ
     store.log_artifacts(run_id, [path])
     head = f"# {comparison.metric} on {', '.join(comparison.tasks)}\n\n{runs} runs side by side, with every figure in the report."
     where = {"report": pages.artifact(store.experiment(study), run_id, path.name), **comparison.links(uri)}
-    local = {name: link[link.index("/#/") + 1:] for name, link in where.items()}
-    store.study_run(f"{study}-comparison", study, note=notes.whole([head, notes.linked(local), _as_note(comparison, target)]))
+    store.study_run(f"{study}-comparison", study, note=notes.whole([head, notes.linked(where), _as_note(comparison, target)]))
     store.finish(run_id, "finished")
     return store.run_url(run_id, study)
 

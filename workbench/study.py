@@ -12,15 +12,11 @@ In a notebook::
 
 from __future__ import annotations
 
-import contextlib
-import html
 import json
-import os
 import sys
 import textwrap
 import types
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +24,9 @@ from tracking.address import home, passwords, public_uri, tracking_uri
 from tracking.errors import UserError, unknown
 from tracking.folder import write_atomic
 from workbench.claims import Claim
+from workbench.executed import run_notebook, to_html
 from workbench.params import Field, P, Params, from_text, parse
+from workbench.study_log import Links, log
 
 if TYPE_CHECKING:
     import pandas
@@ -198,72 +196,15 @@ class Study:
         links["report"] = str(report(self.folder / "report.html", self.title, sections, about))
         uri = tracking_uri(self.parameters.tracking_uri or None)
         if uri:
-            self._log(uri, links)
-        self._write_summary(links)
+            log(self, uri, links)
+        self.write_summary(links)
         return links
 
-    def _write_summary(self, links: dict[str, str]) -> None:
+    def write_summary(self, links: Mapping[str, str]) -> None:
+        """Write ``summary.json``: the verdicts, what failed, and ``links``."""
         summary = {"id": self.id, "title": self.title, "profile": self.parameters.profile, "links": links,
                    "claims": [c.row() for c in self.claims], "failures": self.failures}
         write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1))
-
-    def _log(self, uri: str, links: dict[str, str]) -> None:
-        """Log to the store and publish the saved views there; a store that cannot be reached costs the copy there, nothing here."""
-        from tracking.shipping import one_line
-        from tracking.store import Store
-        from tracking.views import publish
-
-        try:
-            store = Store(uri)
-            # as tags, because a study may be run again with other parameters and MLflow's are written once
-            given = self.parameters.model_dump(exclude={"tracking_uri"})
-            tags = {"workbench.study": self.id, **{f"workbench.{k}": str(v) for k, v in given.items()},
-                    "workbench.claims": self._counts()}
-            run_id = store.study_run(self.key, self.id, f"{self.id} ({self.parameters.profile})", tags=tags)
-            store.describe_experiment(self.id, f"**{self.title}**" + (f" ({self.paper})" if self.paper else ""))
-            published = publish(self.id, tracking=uri, report=links["report"])
-            links["mlflow"] = store.run_url(run_id, self.id)
-            links.update(published.links)
-            if published.note and published.links:  # else there was nothing to show
-                links["views"] = published.note
-            store.study_run(self.key, self.id, note=self._note(store.experiment(self.id), run_id, published.links))
-            self._write_summary({})
-            store.log_artifacts(run_id, [self.folder / "report.html", self.folder / "summary.json"])
-            store.finish(run_id, "finished")
-        except Exception as error:
-            links["mlflow"] = f"not logged: {type(error).__name__}: {one_line(error, uri)}"
-
-    def _counts(self) -> str:
-        """How many claims have which verdict."""
-        return ", ".join(f"{count} {verdict}" for verdict, count in Counter(c.verdict for c in self.claims).items()) or "none"
-
-    def _note(self, experiment_id: str, run_id: str, views: Mapping[str, str]) -> str:
-        """What MLflow shows on the study's page: where to look, the verdicts, the parameters, what did not finish."""
-        from tracking import notes, pages
-
-        where = {"report": pages.artifact(experiment_id, run_id, "report.html"),
-                 "runs of this study": pages.matching(experiment_id, f"tags.`mlflow.parentRunId` = '{run_id}'"), **views}
-        local = {name: link[link.index("/#/") + 1:] if "/#/" in link else link for name, link in where.items()}
-        claims = notes.table(("verdict", "claim", "ours", "paper"),
-                             [(f"**{c.verdict}**", *map(notes.plain, (c.text, c.ours, c.paper))) for c in self.claims])
-        given = notes.table(("parameter", "value"), [(notes.code(k), notes.code(v)) for k, v in
-                                                     self.parameters.model_dump(exclude={"tracking_uri"}).items()])
-        head = f"**{notes.plain(self.title)}**" + (f" ({notes.plain(self.paper)})" if self.paper else "")
-        failed = "\n".join(f"- {notes.plain(f)}" for f in self.failures)
-        return notes.whole([head, f"Claims: {self._counts()} · {notes.linked(local)}", claims, failed, given])
-
-
-class Links(dict[str, str]):
-    """Where things are, by name; a notebook shows what can be clicked."""
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for name, target in self.items():
-            href = target if target.startswith("http") else Path(target).as_uri() if os.path.isabs(target) else ""
-            shown = html.escape(target)
-            link = f'<a href="{html.escape(href)}" target="_blank">{shown}</a>' if href else shown
-            rows.append(f"<li>{html.escape(name)}: {link}</li>")
-        return f"<ul>{''.join(rows)}</ul>"
 
 
 # --- executing notebooks ------------------------------------------------------------------------------------
@@ -296,82 +237,12 @@ def execute(id: str, *, profile: str = "quick", parameters: Mapping[str, str] | 
     output = output or folder / f"{id}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").unlink(missing_ok=True)
-    failed = _papermill(Path(rows[id]["notebook"]), output, given)
+    failed = run_notebook(Path(rows[id]["notebook"]), output, given)
     if failed:
         print(f"\nThe notebook stopped: {failed}\nSee {output}", file=sys.stderr)
         return 1
-    _say(json.loads((folder / "summary.json").read_text()), output, _to_html(output))
+    _say(json.loads((folder / "summary.json").read_text()), output, to_html(output))
     return 0
-
-
-def _papermill(notebook: Path, output: Path, given: Mapping[str, Any]) -> str:
-    """Execute; returns what went wrong in a line, or an empty text. What the kernel itself prints goes to ``kernel.log``.
-
-    An address with a password reaches the kernel by its environment, because Papermill writes parameters into the notebook.
-    """
-    import papermill
-
-    given, secret = dict(given), {}
-    if passwords(given.get("tracking_uri", "")):
-        secret["MLFLOW_TRACKING_URI"] = given.pop("tracking_uri")
-    with _kernel_log(output.with_name("kernel.log")), _environment(secret):
-        try:
-            papermill.execute_notebook(str(notebook), str(output), parameters=given, kernel_name="python3",
-                                       cwd=str(notebook.parent), progress_bar={"desc": notebook.stem, "unit": "cell"})
-        except papermill.exceptions.PapermillExecutionError as error:
-            return f"{error.ename}: {error.evalue}"
-    return ""
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables that child processes get, and this one only for so long."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _kernel_log(path: Path) -> Iterator[None]:
-    """Give child processes a file for their standard error, while this process keeps writing to the terminal."""
-    old, here = os.dup(2), sys.stderr
-    with open(path, "wb") as log, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
-        os.dup2(log.fileno(), 2)
-        sys.stderr = terminal
-        try:
-            yield
-        finally:
-            sys.stderr = here
-            os.dup2(old, 2)
-            os.close(old)
-
-
-def _to_html(notebook: Path) -> Path:
-    """The executed notebook as a page; figures live, plotly.js inlined once."""
-    import nbformat
-    import plotly.io
-    from nbconvert import HTMLExporter
-
-    document = nbformat.read(notebook, as_version=4)
-    script = True
-    for cell in document.cells:
-        for item in cell.get("outputs", ()):
-            figure = item.get("data", {}).get("application/vnd.plotly.v1+json")
-            if figure:
-                drawn = {k: figure[k] for k in ("data", "layout")}
-                item["data"] = {"text/html": plotly.io.to_html(drawn, full_html=False, include_plotlyjs=script)}
-                script = False
-    body, _ = HTMLExporter().from_notebook_node(document)
-    page = notebook.with_suffix(".html")
-    write_atomic(page, body)
-    return page
 
 
 def _say(summary: dict[str, Any], output: Path, page: Path) -> None:
