@@ -12,8 +12,8 @@ from tests.test_decoupled_vq import labels, normal
 from tests.test_dgl_methods import Ran, equal
 from tracking.codecs import bits
 from tracking.codecs.registry import codec
-from workbench.decoupled import Channel, OnlineVQ, channel, vq_codec
-from workbench.decoupled.channel import Labels, size
+from workbench.decoupled import Channel, OnlineVQ, messages, vq_codec
+from workbench.decoupled.messages import Labels, size
 from workbench.decoupled.parcels import host, kind_of, nbytes, opened, pack_bits, unpack_bits
 from workbench.decoupled.vq_codec import LinkQuantiser, tally
 
@@ -23,7 +23,7 @@ ENCODINGS = ("dense_fp32", "dense_fp16", "dense_bf16", "int8", "int4")
 @pytest.fixture
 def staying(monkeypatch):
     """As if every tensor were on a GPU."""
-    for module in (channel, vq_codec):
+    for module in (messages, vq_codec):
         monkeypatch.setattr(module, "stays", lambda value: isinstance(value, torch.Tensor))
 
 
@@ -127,7 +127,7 @@ def test_a_run_does_not_care_where_its_messages_are(method, params, monkeypatch)
     """Weights, bytes and figures; the quantiser's sums are made in another order, so its run agrees up to rounding."""
     options = {"stop": 12 if method == "async_dgl_vq" else 6, "report_every": 3} | params
     plain = Ran(method, **options)
-    for module in (channel, vq_codec):
+    for module in (messages, vq_codec):
         monkeypatch.setattr(module, "stays", lambda value: isinstance(value, torch.Tensor))
     ours = Ran(method, **options)
     if method == "async_dgl_vq":

@@ -18,7 +18,7 @@ from tracking.errors import UserError
 from tracking.ledger import Ledger
 from workbench.datasets.models import build
 from workbench.decoupled import Channel, DecoupledTraining, LocalNetwork, OnlineVQ, auxiliary_heads, units
-from workbench.decoupled.channel import Labels, size
+from workbench.decoupled.messages import Labels, size
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -161,6 +161,12 @@ def test_wrong_quantisers_are_refused(options, words):
         OnlineVQ(8, **options)
 
 
+@pytest.mark.parametrize("shape", [(2, 12, 3, 3), (8,), (0, 8, 3, 3)])
+def test_a_batch_of_other_channels_is_refused(shape):
+    with pytest.raises(UserError, match=r"Allowed: \(n, 8, ...\)"):
+        OnlineVQ(8, 2, 4).begin(torch.zeros(shape))
+
+
 # --- the channel ------------------------------------------------------------------------------------------
 
 
@@ -194,6 +200,12 @@ def test_labels_take_whole_bytes(classes, width):
     payload = Labels(classes).encode(y)
     assert len(payload) == 3 * width
     assert torch.equal(Labels(classes).decode(payload), y)
+
+
+@pytest.mark.parametrize("y", [torch.tensor([1, 10]), torch.tensor([-100, 1]), torch.tensor([0.5, 1])])
+def test_what_is_no_label_is_not_sent_as_another(y):
+    with pytest.raises(UserError, match="whole numbers from 0 to 9"):
+        Labels(10).encode(y)
 
 
 @pytest.mark.parametrize(("K", "groups", "T"), [(256, 2, 4), (16, 4, 1), (5, 8, 3)])

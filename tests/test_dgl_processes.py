@@ -102,17 +102,18 @@ def test_free_processes_do_their_updates_and_what_a_slow_one_sends_is_read_again
 
 @pytest.mark.timeout(300)
 def test_a_killed_process_ends_the_run_with_all_that_was_recorded(tmp_path):
-    """SIGKILL of a module that another one sends to: the run says so, the other ends with a last line and its module saved."""
-    with begin("async_dgl", tmp_path / "run", modules=2, epochs=10_000) as running:
+    """SIGKILL of a module between two others: the run says so, and these end with a last line and their modules saved."""
+    with begin("async_dgl", tmp_path / "run", epochs=10_000) as running:
         wait_for(lambda: min(running.updates()) > 2 * BATCHES)
         os.kill(running.workers[1].pid, signal.SIGKILL)
         outcome = running.wait(WAIT_S)
         assert all_gone(running), "before anyone closes it"
     assert (outcome.status, outcome.reason) == ("stopped", "module 2 was killed by signal 9")
-    last, saved = outcome.modules[0], outcome.state_dict(0)
-    assert running.workers[0].exitcode == 0
-    assert last["updates"] == saved["updates"] == running.updates()[0]
-    assert all(value.isfinite().all() for value in saved["body"].values())
+    for j in (0, 2):
+        last, saved = outcome.modules[j], outcome.state_dict(j)
+        assert running.workers[j].exitcode == 0
+        assert last["updates"] == saved["updates"] == running.updates()[j]
+        assert all(value.isfinite().all() for value in saved["body"].values())
     assert outcome.state_dict(1)["updates"] >= BATCHES, "as of an epoch"
     assert outcome.record(1)[-1]["updates"] >= BATCHES
     assert outcome.accuracy == {}

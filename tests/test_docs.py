@@ -23,9 +23,10 @@ from workbench.docs import build
 from workbench.docs.page import rendered
 from workbench.docs.reference import python_call, shell_call
 from workbench.params import from_text, parse, table
+from workbench.study import Links
 
 
-class Links(HTMLParser):
+class Found(HTMLParser):
     """Everything that a page points at, its anchors, and the tags that are open at its end."""
 
     def __init__(self, text: str) -> None:
@@ -54,7 +55,7 @@ def executed_notebook(profile: str) -> str:
     from nbconvert import HTMLExporter
 
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "a", "version_major": 2, "version_minor": 0}, "text/plain": "0%"}
-    drawn = {"text/html": f"<script>document.title = '{profile} drawn'</script>"}
+    drawn = {"text/html": f"<script>document.title = '{profile} drawn'</script> {Links({'report': '/far/away/report.html'})._repr_html_()}"}
     text = v4.new_markdown_cell("[a study](askewsgd.ipynb) [itself](00_tour.ipynb) [paper](https://arxiv.org/abs/1) $x^2$")
     cells = [text, *(v4.new_code_cell("1", outputs=[v4.new_output("display_data", data)]) for data in (widget, drawn))]
     return HTMLExporter().from_notebook_node(v4.new_notebook(cells=cells))[0]
@@ -76,7 +77,7 @@ def pages(tmp_path_factory) -> Path:
 
 
 def test_every_link_leads_somewhere_and_every_tag_is_closed(pages):
-    found = {path: Links(path.read_text()) for path in pages.rglob("*.html")}
+    found = {path: Found(path.read_text()) for path in pages.rglob("*.html")}
     assert len(found) > len(registry.methods())
     for path, parsed in found.items():
         assert parsed.open == [] or path.name == "report.html"
@@ -153,6 +154,7 @@ def test_a_notebooks_page_comes_without_what_it_would_fetch_and_its_links_lead_o
     assert text.index("Content-Security-Policy") < text.index("<title>")
     assert 'href="../tour/tour.html">itself' in text
     assert 'href="../../index.html">a study' in text
+    assert 'href="report.html" target="_blank">/far/away/report.html<' in text
 
 
 def test_an_unknown_profile_is_refused_before_anything_is_written(tmp_path):

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import Lab, browser_page, jupyter_lab, open_notebook, run_cell, why_not
+from tests.browser import (
+    Lab,
+    artifacts,
+    browser_page,
+    change_theme,
+    jupyter_lab,
+    kept_on_failure,
+    open_notebook,
+    run_cell,
+    why_not,
+)
 from tests.conftest import TOY
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 WHY_NOT = why_not("jupyterlab", "ipywidgets", "anywidget", "plotly")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 LINES = ".wb .js-plotly-plot .scatterlayer .trace path.js-line"
 STATUS = ".wb-status [role=status]"
+GRAVE = ("serious", "critical")
+AXE = importlib.util.find_spec("axe_playwright_python")
+script = (Path(AXE.origin).parent / "axe.min.js").read_text() if AXE else None
 
 
 def test_first_five_minutes(tmp_path: Path, record_property):
+    """One notebook and one kernel: each step begins where the one before left the page."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "toy.py").write_text(TOY)
     env = {"WORKBENCH_HOME": str(tmp_path / "home"), "WORKBENCH_PLUGINS": str(tmp_path / "plugins")}
-    with jupyter_lab(tmp_path / "lab", env) as lab, browser_page() as page:
+    shots = artifacts(tmp_path)
+    with jupyter_lab(tmp_path / "lab", env) as lab, browser_page() as page, kept_on_failure(page, shots / "explorer_failure.png"):
         troubles: list[str] = []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         explore = "import workbench\nworkbench.explore(tracking='off')"
@@ -33,20 +49,33 @@ def test_first_five_minutes(tmp_path: Path, record_property):
         open_notebook(page, lab, "explorer.ipynb")
         run_cell(page, 0)
         page.wait_for_selector(".wb", timeout=60_000)
+        fills(page)
         choose_and_run(page)
+        fill_every_width(page)
         use_the_kernel_meanwhile(page)
         interrupt_the_kernel(page, lab)
         record_property("stop_s", stop_and_time(page))
         run_a_second_one(page)
+        switch_the_axis(page)
+        run_with_the_keyboard_alone(page)
+        see_a_run_fail(page)
+        look_at_every_pane(page, shots)
         look_at_the_texts(page)
         reload_and_find_everything(page, lab)
-        if where := os.environ.get("WORKBENCH_SCREENSHOT"):
-            page.locator(".wb").first.screenshot(path=where)
         assert not troubles
 
 
 def field(page: Page, name: str):
     return page.locator(".wb-field").get_by_label(name, exact=True)
+
+
+def run_button(page: Page):
+    """Playwright waits with a click until it is enabled, which is when the form is valid."""
+    return page.locator(".wb button").filter(has_text=re.compile(r"^\s*Run\s*$")).first
+
+
+def curves_are(page: Page, count: int) -> None:
+    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, count], timeout=60_000)
 
 
 def choose_and_run(page: Page) -> None:
@@ -60,12 +89,12 @@ def choose_and_run(page: Page) -> None:
     field(page, "lr").fill("-3")
     field(page, "lr").press("Tab")
     page.get_by_text("lr = -3 is refused").first.wait_for()
-    assert page.locator(".wb button", has_text="Run").first.is_disabled()
+    assert run_button(page).is_disabled()
     field(page, "lr").fill("1e-2")
     field(page, "steps").fill("5000")
     field(page, "sleep_s").fill("0.05")
     field(page, "sleep_s").press("Tab")
-    page.locator(".wb button:not([disabled])", has_text="Run").first.click()
+    run_button(page).click()
     page.wait_for_selector(f"{STATUS}:has-text('running')", timeout=60_000)
     page.wait_for_selector(LINES, state="attached", timeout=60_000)
     first = page.locator(LINES).first.get_attribute("d")
@@ -95,33 +124,122 @@ def stop_and_time(page: Page) -> float:
     return took
 
 
-def run_with_the_keyboard_alone(page: Page) -> None:
-    """From the search box to a finished run without a mouse; then the way back to the form as it was."""
-    page.locator(".wb").get_by_label("Search").focus()
-    page.keyboard.type("point plane")
-    page.locator(".wb").get_by_label("Found").wait_for()
-    page.keyboard.press("Tab")
-    page.keyboard.press("ArrowDown")
-    for _ in range(12):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.innerText.trim()") == "Run":
-            break
-    page.keyboard.press("Enter")
-    page.wait_for_selector(f"{STATUS}:has-text('from the cache')", timeout=60_000)
-    page.locator(".wb").get_by_label("Search").fill("")
-
-
 def run_a_second_one(page: Page) -> None:
     field(page, "steps").fill("8")
     field(page, "seed").fill("1")
     field(page, "seed").press("Tab")
-    page.locator(".wb button", has_text="Run").first.click()
+    run_button(page).click()
     page.wait_for_selector(f"{STATUS}:has-text('finished')", timeout=60_000)
-    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 2], timeout=60_000)
+    curves_are(page, 2)
     table = page.locator(".wb-table").first.inner_text()
     assert all(word in table for word in ("stopped", "finished", "8/8"))
     dashes = page.locator(LINES).evaluate_all("lines => lines.map(l => l.style.stroke + l.style.strokeDasharray)")
     assert len(set(dashes)) == 2
+
+
+def fill_every_width(page: Page) -> None:
+    """The figure is as wide as its place, when it opens, in a narrow and a wide window, and when a side bar comes or goes."""
+    before = page.viewport_size
+    fills(page)
+    for width in (900, 1900):
+        page.set_viewport_size({"width": width, "height": 1200})
+        fills(page)
+    place = page.locator(".wb-curves").first.bounding_box()["width"]
+    page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")  # the window keeps its size
+    page.wait_for_function("was => document.querySelector('.wb-curves').clientWidth > was + 50", arg=place)
+    fills(page)
+    page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+    page.set_viewport_size(before)
+    fills(page)
+
+
+def fills(page: Page) -> None:
+    page.wait_for_function("""() => {
+        const place = document.querySelector('.wb-curves'), drawn = place?.querySelector('.js-plotly-plot .main-svg');
+        return drawn && place.clientWidth > 250 && Math.abs(drawn.clientWidth - place.clientWidth) <= 2;
+    }""")
+
+
+def switch_the_axis(page: Page) -> None:
+    page.locator(".wb").get_by_label("against", exact=True).select_option("clock/wall_s")
+    page.locator(".wb .xtitle", has_text="clock/wall_s [s]").first.wait_for(timeout=60_000)
+    page.locator(".wb").get_by_label("log x").first.check()
+    page.wait_for_function("() => document.querySelector('.wb .js-plotly-plot').layout.xaxis.type === 'log'")
+
+
+def run_with_the_keyboard_alone(page: Page) -> None:
+    """From the search box to a finished run, and to its curves in another pane and back, without a mouse."""
+    page.locator(".wb").get_by_label("Search").focus()
+    page.keyboard.type("point plane")
+    found = page.locator(".wb").get_by_label("Found")
+    found.wait_for()
+    tab_to(page, found)
+    page.keyboard.press("ArrowDown")  # the first hit is chosen
+    tab_to(page, field(page, "seed"))
+    page.keyboard.press("Control+a")
+    page.keyboard.type("7")
+    tab_to(page, run_button(page), "Shift+Tab")
+    page.wait_for_function("() => document.querySelector('.wb textarea[title$=\"as Python\"]').value.includes('seed=7')")
+    page.keyboard.press("Enter")
+    curves_are(page, 3)
+    page.wait_for_function("css => document.querySelector(css).innerText.includes('s7') && document.querySelector(css).innerText"
+                           ".includes('finished')", arg=STATUS, timeout=60_000)
+    beside = page.locator(".wb").get_by_role("button", name="Side by side").first
+    tab_to(page, beside)
+    page.keyboard.press("Enter")
+    page.locator(".wb").get_by_label("Compare by").first.wait_for()
+    tab_to(page, page.locator(".wb").get_by_role("button", name="Runs", exact=True).first, "Shift+Tab")
+    page.keyboard.press("Enter")
+    page.locator(".wb").get_by_label("against", exact=True).first.wait_for()
+
+
+def tab_to(page: Page, target: Locator, key: str = "Tab") -> None:
+    """Press a key until ``target`` has the focus; every stop on the way is on the panel and can be seen."""
+    wanted = target.element_handle()
+    for _ in range(60):
+        if wanted.evaluate("node => document.activeElement === node"):
+            return
+        page.keyboard.press(key)
+        seen = page.evaluate("() => { const n = document.activeElement; return !!n.closest('.wb') && n.getClientRects().length > 0; }")
+        assert seen, "the focus has left the panel"
+    raise AssertionError("not reached with the keyboard")
+
+
+def see_a_run_fail(page: Page) -> None:
+    """It says why, the queue goes on, and the form still works."""
+    field(page, "fail_at").fill("2")
+    field(page, "fail_at").press("Tab")
+    run_button(page).click()
+    page.wait_for_selector(f"{STATUS}:has-text('failed')", timeout=60_000)
+    assert "the toy broke" in page.locator(STATUS).first.inner_text()
+    field(page, "fail_at").fill("-1")
+    field(page, "seed").fill("1")
+    field(page, "seed").press("Tab")
+    run_button(page).click()
+    page.wait_for_selector(f"{STATUS}:has-text('from the cache')", timeout=60_000)
+
+
+def look_at_every_pane(page: Page, shots: Path) -> None:
+    """Every pane in both themes: text that can be read, names for all controls, and a picture of each to be looked at."""
+    faults: dict[str, list[str]] = {}
+    panel, height = page.locator(".wb").first, page.viewport_size["height"]
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": 2600})
+    for name in ("Side by side", "Inside", "Past runs", "Copy as", "Runs"):
+        panel.get_by_role("button", name=name, exact=True).first.click()
+        panel.locator(f".wb-panes .mod-active:has-text('{name}')").wait_for()
+        if name == "Side by side":
+            panel.get_by_text("runs in").first.wait_for(timeout=60_000)
+        for theme in ("Light", "Dark"):
+            change_theme(page, f"JupyterLab {theme}")
+            page.wait_for_timeout(300)
+            panel.screenshot(path=shots / f"explorer_{name.lower().replace(' ', '_')}_{theme.lower()}.png")
+            if script is not None:
+                page.evaluate(script)
+                found = page.evaluate("axe.run('.wb')")["violations"]
+                faults[f"{name}, {theme}"] = [f"{v['id']}: {v['nodes'][0]['html'][:160]}" for v in found if v["impact"] in GRAVE]
+    change_theme(page, "JupyterLab Light")
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
+    assert not any(faults.values()), faults
 
 
 def look_at_the_texts(page: Page) -> None:
@@ -143,14 +261,15 @@ def reload_and_find_everything(page: Page, lab: Lab) -> None:
         page.wait_for_timeout(100)
     page.goto(lab.address("explorer.ipynb").replace("reset&", ""))
     page.wait_for_selector(".wb", timeout=90_000)
-    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 2], timeout=60_000)
+    curves_are(page, 4)
+    fills(page)
     table = page.locator(".wb-table").first.inner_text()
-    assert all(word in table for word in ("stopped", "finished", "8/8"))
+    assert all(word in table for word in ("stopped", "finished", "failed", "8/8"))
     assert field(page, "steps").first.input_value() == "8"
     page.get_by_text("| Idle").wait_for()
     run_cell(page, 2)
-    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 4], timeout=60_000)
+    curves_are(page, 8)
     field(page, "seed").first.fill("2")
     field(page, "seed").first.press("Tab")
-    page.locator(".wb button", has_text="Run").first.click()
-    page.wait_for_function("([css, n]) => document.querySelectorAll(css).length === n", arg=[LINES, 6], timeout=60_000)
+    run_button(page).click()
+    curves_are(page, 10)

@@ -109,3 +109,24 @@ def test_choosing_leaves_no_widgets_behind(ex):
         ex.choose("toy", "toy")
         ex.choose("askewsgd", "digits/mlp")
     assert len(_instances) == before
+
+
+def test_a_page_that_has_not_got_the_figure_gets_another_one(tmp_path, toy):
+    """What a page asks for with its message: the same traces under the same layout, and it is drawn on from there."""
+    session = Session()
+    board = Board(session, 2000)
+    (r,) = shown(session, [made_run(tmp_path, 1, 10)])
+    board.refresh()
+    before = board.figure
+    assert board.fit.traces == 1
+    board.fit._handle_custom_msg({"redraw": True}, [])
+    assert board.figure is not before
+    assert board.figure in board._holder.children
+    assert before not in board._holder.children
+    assert board.figure.layout.yaxis.title == before.layout.yaxis.title
+    for now, then in zip(board.figure.data, before.data, strict=True):
+        assert (list(now.x), list(now.y), now.name, now.line, now.meta) == (list(then.x), list(then.y), then.name, then.line, then.meta)
+    r.rows.append({"step": 11, "eval/loss": 0.5})
+    r.version += 1
+    board.refresh()
+    assert board.figure.data[0].x[-1] == 11

@@ -46,14 +46,19 @@ class Ui:
         self.cluster, self.home, self.port = cluster, home, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = home / "terminal.txt"
-        self.open()
+        self.process: subprocess.Popen | None = None
 
     def open(self) -> None:
         command = [sys.executable, "-m", "workbench", "ui", "--port", str(self.port), "--store", self.cluster.uri("runs")]
+        before = self.output.read_text().count("Runs:") if self.output.exists() else 0
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
                                             env={**os.environ, "WORKBENCH_HOME": str(self.home)})
-        wait_for(lambda: f"Runs: {self.url}" in self.output.read_text() or self.process.poll() is not None, START_S)
+
+        def told() -> bool:
+            return self.output.read_text().count(f"Runs: {self.url}") > before or self.process.poll() is not None
+
+        wait_for(told, START_S)
         assert self.process.poll() is None, self.output.read_text()
 
     def commands(self) -> list[str]:
@@ -77,8 +82,8 @@ class Ui:
         self.process.wait(30)
 
     def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
+        if self.process is not None:
+            self.kill()
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +95,8 @@ def ui(cluster, tmp_path_factory):
 
 @needs_postgres
 def test_processes_writing_at_once_through_a_crash(cluster, ui, tmp_path):
-    """Four processes, half through the server and half to the database, runs of one study in a database that nobody has used.
-
-    In the middle the database crashes, the server is killed, and both come back: every point is there once.
+    """Four processes, half through the server and half to the database, runs of one study. All begin at once, the server too, in a
+    database without a table. In the middle the database crashes, the server is killed, and both come back: every point is there once.
     """
     direct = cluster.uri("runs")
     gate, again = CHILDREN.Barrier(5), CHILDREN.Event()
@@ -105,16 +109,14 @@ def test_processes_writing_at_once_through_a_crash(cluster, ui, tmp_path):
         child = CHILDREN.Process(target=record_in_two_parts, args=(paths, uri, gate, again, LINES, str(ui.home)))
         child.start()
         children.append(child)
-    gate.wait()
-    wait_for(lambda: len(cluster.stored("runs")) == len(folders))
-    cluster.crash()
-    ui.kill()
-    again.set()
-    cluster.start()
-    ui.open()
-    for child in children:
-        child.join(120)
-    assert [child.exitcode for child in children] == [0] * len(children)
+    try:
+        _crash_in_the_middle(cluster, ui, gate, again, len(folders))
+        for child in children:
+            child.join(120)
+        assert [child.exitcode for child in children] == [0] * len(children)
+    finally:
+        for child in children:
+            child.kill()
     stored = cluster.stored("runs")
     assert {key: stored[key] for key in folders} == {key: expected(folder) for key, folder in folders.items()}
     assert sorted(stored) == sorted(folders)  # no twin of a run
@@ -126,10 +128,24 @@ def test_processes_writing_at_once_through_a_crash(cluster, ui, tmp_path):
     assert cluster.rows("runs", "select count(*) from experiments where name = 'team'") == [(1,)]
 
 
+def _crash_in_the_middle(cluster: Cluster, ui: Ui, gate, again, num_runs: int) -> None:
+    """Once every run has points in the store, the database crashes and the server is killed; the writers go on meanwhile."""
+    gate.wait()
+    ui.open()
+    wait_for(lambda: len(cluster.stored("runs")) == num_runs)
+    cluster.crash()
+    ui.kill()
+    again.set()
+    cluster.start()
+    ui.open()
+
+
 @needs_postgres
 def test_no_password_anywhere(cluster, ui, tmp_path, caplog, monkeypatch):
     """In no file, command line, row of the database or message; after a run that went well, one whose store is away, and mistakes."""
     monkeypatch.setenv("WORKBENCH_HOME", str(ui.home))
+    if ui.process is None:
+        ui.open()
     said = []
     good, bad, away = cluster.uri("runs"), cluster.uri("nowhere"), cluster.uri("runs").replace(str(cluster.port), str(free_port()))
     with caplog.at_level(logging.INFO):

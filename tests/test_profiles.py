@@ -15,6 +15,7 @@ from tests.test_comparison import Home
 from tracking.errors import UserError
 from workbench.evidence import ComparisonParameters
 from workbench.profiles import ratios, share_within
+from workbench.study import parameters
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("digits/mlp", "moons/mlp", "blobs/mlp")
@@ -114,8 +115,8 @@ def test_the_notebook_refuses_a_misspelt_parameter(own_home):
     cells = [c for c in json.loads((ROOT / "notebooks" / "compare.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     namespace: dict = {}
     exec("".join(cells[0]["source"]), namespace)
-    shown = {name: value for name, value in namespace.items() if not name.startswith("_")}
-    assert shown == ComparisonParameters().model_dump()  # the cell shows every parameter with its default
+    assert {name for name in namespace if not name.startswith("_")} == set(ComparisonParameters.model_fields)
+    assert parameters(dict(namespace), ComparisonParameters) == ComparisonParameters()  # the cell shows every default
     for name, value, said in (("metrc", "eval/loss", "Did you mean 'metric'"), ("target", "high", "target"), ("methods", "a,b", "methods")):
         with pytest.raises(UserError, match=said):
             exec("".join(cells[1]["source"]), {**namespace, name: value})

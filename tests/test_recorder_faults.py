@@ -53,7 +53,7 @@ def server(tmp_path_factory):
         starting = pool.submit(start, home, 0)
         yield home, starting
         with contextlib.suppress(UserError):
-            stop(starting.result()[0])
+            stop(starting.result()[0], timeout_s=1)
 
 
 def assert_synced(uri: str, folder: RunFolder) -> None:
@@ -246,7 +246,7 @@ def test_server_killed_and_brought_back(server, tmp_path, monkeypatch):
             start(home, port)
     finally:
         for process in later:
-            stop(process)
+            stop(process, timeout_s=1)
 
 
 def _one_store_two_ways(direct: str, url: str, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def served(template, tmp_path_factory):
     assert recorder.close(60) == 0
     process, url = server.start(home, port=0, uri=uri)
     yield process, url, study, recorder.run_id
-    server.stop(process)
+    server.stop(process, timeout_s=1)  # its parent process has nothing to finish, and takes seconds for it
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ METRICS: dict[str, Metric] = _declare(
     Metric("train/accumulator_bound", "", None, "largest accumulated gradient of a Boolean weight so far, |m| / eta"),
     Metric("train/contraction", "fraction", None,
            "largest share of the accumulators' squared norm that a step with a passed threshold has kept"),
-    Metric("train/energy", "fraction", "higher", "share of the energy of features that averaging leaves of their filtered moduli (IGT)"),
+    Metric("train/energy", "fraction", "higher", "share of the features' energy that the objective finds in averaged moduli (IGT)"),
     Metric("train/order", "orders", None, "order whose filters are being learnt", cumulative=True),
     Metric("train/val_loss", "nats", "lower", "loss on the nodes that early stopping looks at"),
     Metric("train/val_accuracy", "fraction", "higher", "accuracy on the nodes that early stopping looks at"),

@@ -94,12 +94,12 @@ def serve(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
 
     With ``open_wait=False`` return as soon as the server answers and leave it running.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server ends with us, however and whenever we end
     process, url = start(home, port, uri, say=lambda text: print(text, flush=True))
     print(f"Runs: {pages.experiments(url)}", flush=True)
     if not open_wait:
         return 0
     print("Ctrl-C ends the server.", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server ends with us, however we end
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -26,7 +26,7 @@ class ComparisonParameters(Params):
 
     home: str = Field("", description="a home to compare, such as one brought from a cluster; empty = the usual one")
     task: str = Field("", description="only this task; empty = all")
-    methods: list[str] = Field([], description="only these methods; empty = all")
+    methods: tuple[str, ...] = Field((), description="only these methods; empty = all")
     metric: str = Field("eval/accuracy", description="what is compared")
     axis: str = Field("train/epoch", description="what the curves are drawn against")
     cost: str = Field("clock/wall_s", description="what the trade-off is with")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking import journal, service
-from tracking.address import available, home, tracking_uri
+from tracking.address import available, home, public_uri, tracking_uri
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder
 from tracking.metrics import METRICS, metric
@@ -245,8 +245,8 @@ def _store_uri(tracking: str | None) -> str | None:
     if uri is None or available():
         return uri
     if tracking is not None:
-        raise UserError(f"tracking = {tracking!r} needs MLflow, which is not installed. Use tracking='off' here, and `workbench sync` "
-                        "where the run folders are brought home.")
+        raise UserError(f"tracking = {public_uri(tracking)!r} needs MLflow, which is not installed. Use tracking='off' here, and "
+                        "`workbench sync` where the run folders are brought home.")
     log.warning("MLflow is not installed here: the run is kept in its folder; `workbench sync` imports it elsewhere.")
     return None
 

@@ -6,6 +6,7 @@ Belilovsky, Leconte, Caccia, Eickenberg & Oyallon, arXiv:2106.06401, with the ru
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -74,7 +75,7 @@ class ReplayBuffer:
         if not self.items or (self.max_reads and min(self.reads) >= self.max_reads):
             return None
         fewest = min(self.reads)
-        place = max((i for i, count in enumerate(self.reads) if count == fewest), key=self._rank)
+        place = next(i for i in self._newest_first() if self.reads[i] == fewest)
         self.repeated += fewest > 0
         self.total_reads += 1
         age = self.total_written - 1 - self.written[place]
@@ -82,11 +83,12 @@ class ReplayBuffer:
         self.reads[place] += 1
         return self.items[place]
 
-    def _rank(self, place: int) -> int:
-        """Grows with recency; the item at the write pointer is the oldest where the ring is full."""
-        if self.recency == "official_off_by_one" and len(self.items) == self.capacity and place == self.total_written % self.capacity:
-            return self.total_written
-        return self.written[place]
+    def _newest_first(self) -> Iterator[int]:
+        """Places in order of recency, by the rule; the one at the write pointer holds the oldest item where the ring is full."""
+        held = len(self.items)
+        mistaken = self.recency == "official_off_by_one" and held == self.capacity
+        start = self.total_written if mistaken else self.total_written - 1
+        return ((start - k) % held for k in range(held))
 
     @property
     def nbytes(self) -> int:

@@ -10,103 +10,19 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tracking.codecs import Dense
 from tracking.codecs.base import Codec
 from tracking.errors import UserError, unknown
-from tracking.ledger import Direction, Ledger
-from workbench.decoupled.parcels import Kind, Parcel, Payload, kind_of, nbytes, opened, stays
+from tracking.ledger import Ledger
+from workbench.decoupled.messages import Coding, Kept, Labels, Message
+from workbench.decoupled.parcels import kind_of, opened
 from workbench.decoupled.vector_quantisation import OnlineVQ
 from workbench.decoupled.vq_codec import LinkQuantiser, Tally, tally
 
 Drift = Literal["latest", "versioned"]
-DENSE = Dense()
-DENSE_KIND = kind_of(DENSE)
-Message = tuple[Payload, Payload, int, bytes | memoryview]
-"""Activations and labels as they were sent, number of the codebook they were made with (0: none), and that codebook, or b""."""
-
-
-def size(message: Message) -> int:
-    """Bytes of a message, its codebook included."""
-    return nbytes(message[0]) + nbytes(message[1]) + len(message[3])
-
-
-class Labels:
-    """Class labels as they are, in as few whole bytes as the number of classes needs: one up to 256 classes."""
-
-    name = "labels"
-    fields = 0
-
-    def __init__(self, classes: int) -> None:
-        self.dtype = np.dtype("<u1" if classes <= 256 else "<u2" if classes <= 65_536 else "<u4")
-        self._torch = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[self.dtype.itemsize]  # the same bits
-
-    def encode(self, value: Tensor) -> bytes:
-        return value.detach().cpu().numpy().astype(self.dtype).tobytes()
-
-    def decode(self, payload: bytes | memoryview) -> Tensor:
-        return torch.from_numpy(np.frombuffer(payload, self.dtype).astype(np.int64))
-
-    def pack(self, value: Tensor) -> tuple[bytes, Tensor]:
-        return b"", value.detach().to(self._torch).view(torch.uint8)
-
-    def unpack(self, head: bytes, body: Tensor) -> Tensor:
-        return body.view(self._torch).long() & (256**self.dtype.itemsize - 1)
-
-
-class Kept:
-    """A codec whose receiver keeps the payload as it came, to decode it when it is wanted. With a ``kind``, a tensor on a GPU is not
-    brought to the host for it; with ``in_place``, none is copied.
-    """
-
-    def __init__(self, codec: Codec, kind: Kind | None = None, in_place: bool = False) -> None:
-        self.codec, self.kind, self.name, self.in_place = codec, kind, codec.name, in_place
-
-    def encode(self, value: Any) -> bytes | Parcel:
-        parcel = self.kind is not None and (self.in_place or stays(value))
-        return Parcel(*self.kind.pack(value)) if parcel else self.codec.encode(value)
-
-    def decode(self, payload: bytes | Parcel) -> Payload:
-        return payload.parts if isinstance(payload, Parcel) else payload
-
-
-class _Coding:
-    """A quantiser that leaves its codes behind: the sender learns from them."""
-
-    name = LinkQuantiser.name
-
-    def __init__(self, quantiser: LinkQuantiser) -> None:
-        self.quantiser = quantiser
-
-    def encode(self, value: Tensor) -> bytes:
-        payload, self.codes = self.quantiser.coded(value)
-        return payload
-
-    def pack(self, value: Tensor) -> tuple[bytes, Tensor]:
-        self.codes = self.quantiser.codes(value)
-        return self.quantiser.packed(value, self.codes)
-
-
-class Border:
-    """Carries single tensors, float32, over the border between two modules: activations ``up``, gradients ``down``."""
-
-    def __init__(self, ledger: Ledger, before: str, after: str) -> None:
-        self.ledger, self.parties = ledger, {"up": after, "down": before}
-        self._sizes: dict[str, int] = {}
-
-    def carry(self, value: Tensor, direction: Direction) -> Tensor:
-        """Bill ``value`` and return what arrives."""
-        payload = self.ledger.send(value, Kept(DENSE, DENSE_KIND), direction, self.parties[direction])
-        self._sizes[direction] = nbytes(payload)
-        return opened(DENSE, DENSE_KIND, payload, value.device)
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of the last message each way since this was last asked."""
-        sizes, self._sizes = self._sizes, {}
-        return sizes
 
 
 class Channel:
@@ -165,7 +81,7 @@ class Channel:
             in_place = self.in_place and getattr(self.codec, "exact", False)
             return self.ledger.send(x, Kept(self.codec, self.kind, in_place), "up", self.party), labels, 0, b""
         book = self._synchronise(x)
-        coding = _Coding(self.shared)
+        coding = Coding(self.shared)
         payload = self.ledger.send(x, Kept(coding, coding), "up", self.party)
         found = tally(x, coding.codes, self.shared.on(x.device))
         self._observe(found)

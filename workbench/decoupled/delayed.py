@@ -6,7 +6,7 @@ replay: Huo, Gu & Huang, "Training neural networks using features replay", NeurI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tracking.errors import UserError
-from workbench.decoupled.training import Loss, check_disjoint
+from workbench.decoupled.training import Loss, MakeOptimizer, optimizers_for
 
 
 class Border(Protocol):
@@ -44,15 +44,13 @@ class DelayedGradients:
         borders: one a border; ``None``: nothing is billed.
     """
 
-    def __init__(self, bodies: Sequence[nn.Module], optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], *, delay: int = 1,
-                 replay: bool = False, loss: Loss = F.cross_entropy, borders: Sequence[Border] | None = None) -> None:
+    def __init__(self, bodies: Sequence[nn.Module], optimizer: MakeOptimizer, *, delay: int = 1, replay: bool = False,
+                 loss: Loss = F.cross_entropy, borders: Sequence[Border] | None = None) -> None:
         if delay < 0 or (borders is not None and len(borders) != len(bodies) - 1):
             raise UserError(f"delay = {delay} with {None if borders is None else len(borders)} borders is refused. "
                             f"Allowed: 0 <= delay, and a border between any two of the {len(bodies)} modules.")
         self.bodies, self.delay, self.replay, self.loss, self.borders = list(bodies), delay, replay, loss, borders
-        owned = [list(body.parameters()) for body in bodies]
-        check_disjoint(owned)
-        self.optimizers = [optimizer(parameters) if parameters else None for parameters in owned]
+        self.optimizers = optimizers_for([list(body.parameters()) for body in bodies], optimizer)
         self.time = 0
         self.kept: list[dict[int, list[Tensor]]] = [{} for _ in bodies]
         """For each module by batch number: the input, then (DDG) the parameters it went through, until its gradient comes."""

@@ -49,7 +49,7 @@ def linear(c: int, h: int, w: int, outputs: int) -> list[nn.Module]:
 
 
 def conv5(c: int, h: int, w: int, outputs: int) -> list[nn.Module]:
-    """Three 5x5 convolutions, as many as a DNI synthesiser has; mean over positions; linear. Used beside DNI."""
+    """Three 5x5 convolutions, as many as a DNI synthesiser has, the last one, like its, zero at first; mean over positions; linear."""
     last = nn.Conv2d(c, c, 5, padding=2, bias=False)
     return [*_conv(c, 5), *_conv(c, 5), last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, outputs)]
 
@@ -77,7 +77,11 @@ def auxiliary_head(kind: str, shape: Sequence[int], outputs: int, generator: tor
     c, h, w = shape if len(shape) == 3 else (*shape, 1, 1)
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         head = nn.Sequential(*[nn.Unflatten(1, (c, 1, 1))] * (len(shape) == 1), *HEADS[kind](c, h, w, outputs))
-    return initialise(head, generator) if generator is not None else head
+    if generator is not None:
+        initialise(head, generator)
+    if kind == "conv5":
+        nn.init.zeros_([m for m in head if isinstance(m, nn.Conv2d)][-1].weight)
+    return head
 
 
 def auxiliary_heads(modules: Sequence[nn.Module], kind: str, x: Tensor, generator: torch.Generator | None = None) -> list[nn.Module]:

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 
 from workbench.decoupled.buffer import ReplayBuffer
-from workbench.decoupled.channel import Channel, Message, size
+from workbench.decoupled.channel import Channel
+from workbench.decoupled.messages import Message, size
 from workbench.decoupled.parcels import host, nbytes, on_host
 
 POLL_S = 0.02

@@ -20,7 +20,7 @@ from torch import nn
 
 from tracking.folder import write_atomic
 from workbench.decoupled.buffer import ReplayBuffer
-from workbench.decoupled.channel import Message
+from workbench.decoupled.messages import Message
 from workbench.decoupled.process_links import Gone, Inbox, Outbox, Stopwatch, kernel_bytes
 from workbench.decoupled.vq_codec import warm_up
 from workbench.method import Context

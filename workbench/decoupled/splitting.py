@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from tracking.errors import UserError
+from workbench.decoupled.costs import module_costs
 
 _NONLINEAR = tuple(getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__)
+
+
+def divide(model: nn.Module, modules: int, x: Tensor, cuts: Sequence[int] = ()) -> list[nn.Sequential]:
+    """``model``, an ``nn.Sequential``, in ``modules`` modules: before the :func:`units` ``cuts``, or of costs as even as can be.
+
+    ``x``: inputs of the model, on its device; costs are multiply-accumulates on them. The layers are the given ones, not copies.
+    Raises :class:`UserError` for more modules than units, or cuts that are none.
+    """
+    pieces = units(model)
+    if not 1 <= modules <= len(pieces):
+        raise UserError(f"modules = {modules} is refused. Allowed: 1 <= x <= {len(pieces)}, the units this network can be cut into.")
+    return split(pieces, cuts or balanced_cuts(module_costs(pieces, [nn.Identity()] * len(pieces), x).primary, modules))
 
 
 def units(model: nn.Module) -> list[nn.Sequential]:

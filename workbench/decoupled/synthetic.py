@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tracking.errors import UserError
 from workbench.datasets.models import initialise
 from workbench.decoupled.delayed import Border, load_optimizers
-from workbench.decoupled.training import Loss, check_disjoint
+from workbench.decoupled.training import Loss, MakeOptimizer, optimizers_for
 
 
 class Synthesiser(nn.Module):
@@ -72,14 +72,12 @@ class SyntheticGradients:
     """
 
     def __init__(self, bodies: Sequence[nn.Module], synthesisers: Sequence[Callable[[Tensor, Tensor], Tensor]],
-                 optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], *, loss: Loss = F.cross_entropy,
-                 borders: Sequence[Border] | None = None) -> None:
+                 optimizer: MakeOptimizer, *, loss: Loss = F.cross_entropy, borders: Sequence[Border] | None = None) -> None:
         if len(synthesisers) != len(bodies) - 1:
             raise UserError(f"{len(bodies)} modules and {len(synthesisers)} synthesisers: give one for each border between modules.")
         self.bodies, self.synthesisers, self.loss, self.borders = list(bodies), list(synthesisers), loss, borders
         owned = [list(part.parameters()) if isinstance(part, nn.Module) else [] for part in (*bodies, *synthesisers)]
-        check_disjoint(owned)
-        made = [optimizer(parameters) if parameters else None for parameters in owned]
+        made = optimizers_for(owned, optimizer)
         self.optimizers, self.synthesiser_optimizers = made[:len(bodies)], made[len(bodies):]
         self.error: float | Tensor = 0.0
         self.power: float | Tensor = 0.0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tracking.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 HandOver = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(module j counted from 0, its output, labels) to what module j + 1 receives."""
 
@@ -71,15 +72,13 @@ class DecoupledTraining:
     ...     losses = training.step(x, y)
     """
 
-    def __init__(self, network: LocalNetwork, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-                 loss: Loss = F.cross_entropy) -> None:
+    def __init__(self, network: LocalNetwork, optimizer: MakeOptimizer, loss: Loss = F.cross_entropy) -> None:
         self.network, self.loss = network, loss
         owned = [[*body.parameters(), *head.parameters()] for body, head in zip(network.bodies, network.heads, strict=True)]
-        check_disjoint(owned)
         for j, parameters in enumerate(owned, 1):
             if not parameters:
                 raise UserError(f"Module {j} and its head have no parameters: there is nothing to train. Cut the network elsewhere.")
-        self.optimizers = [optimizer(parameters) for parameters in owned]
+        self.optimizers = optimizers_for(owned, optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
@@ -122,6 +121,18 @@ class DecoupledTraining:
             if j + 1 < len(self.network):
                 x, y = hand_over(j, out, y) if hand_over else (out, y)
         return losses
+
+
+def optimizers_for(owned: Sequence[Sequence[nn.Parameter]], optimizer: MakeOptimizer) -> list[torch.optim.Optimizer | None]:
+    """An optimiser for every list of parameters, ``None`` for an empty one.
+
+    Raises :class:`UserError` when a parameter is in two of the lists, and for an ``optimizer`` that makes none.
+    """
+    check_disjoint(owned)
+    if not callable(optimizer):
+        raise UserError(f"optimizer, a {type(optimizer).__name__}, is refused: every module gets an optimiser of its own. "
+                        "Allowed: a function that makes one of a list of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1).")
+    return [optimizer(list(parameters)) if parameters else None for parameters in owned]
 
 
 def check_disjoint(owned: Sequence[Sequence[nn.Parameter]]) -> None:

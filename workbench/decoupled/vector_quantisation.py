@@ -71,7 +71,10 @@ class OnlineVQ:
 
     @torch.no_grad()
     def begin(self, x: Tensor) -> None:
-        """Make the codebook from a first batch ``x`` (n, c, ...)."""
+        """Make the codebook from a first batch ``x`` (n, c, ...). Raises :class:`UserError` for other channels, or nothing in it."""
+        if x.dim() < 2 or x.shape[1] != self.channels or not x.numel():
+            raise UserError(f"A batch of shape {tuple(x.shape)} is refused. Allowed: (n, {self.channels}, ...), with something in it, "
+                            f"as this quantiser was made for {self.channels} channels.")
         v, noise = self.vectors(x).float(), stream(self.keys.next())
         shape = (self.groups, self.codewords, self.d)
         if self.start == "uniform":

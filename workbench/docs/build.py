@@ -75,7 +75,8 @@ def _copy(row: dict[str, Any], rows: list[dict[str, Any]], root: Path) -> None:
 
 
 def _relinked(text: str, rows: list[dict[str, Any]]) -> str:
-    """Links to notebooks lead to their pages here, or to the gallery where there is none."""
+    """Links to the report and to other notebooks lead to their pages here, or to the gallery where there is none."""
+    text = re.sub(r'href="file:[^"]*/report\.html"', 'href="report.html"', text)
     pages = {Path(row["notebook"]).name: f"../{row['id']}/{row['id']}.html" for row in rows if row["folder"]}
     return re.sub(r'href="([\w-]+\.ipynb)"', lambda m: f'href="{pages.get(m[1], "../../index.html")}"', text)
 

@@ -25,7 +25,7 @@ header nav { border-bottom: 1px solid var(--line); } nav [aria-current] { color:
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .cards { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; overflow-wrap: anywhere; }
-.card h2 { font-size: 1.05rem; margin: 0 0 .3rem; } .card p { margin: .2rem 0; } .card ul { padding-left: 1.1rem; font-size: .9rem; }
+.card h3 { margin: 0 0 .3rem; } .card p { margin: .2rem 0; } .card ul { padding-left: 1.1rem; font-size: .9rem; }
 summary { cursor: pointer; color: var(--link); }
 .card.wait { border-style: dashed; }
 .verdict { font-weight: 600; white-space: nowrap; margin-right: .8rem; } .holds { color: var(--good); } .fails { color: var(--bad); }
@@ -125,4 +125,5 @@ def rendered(markdown: str) -> str:
     """Markdown as HTML; HTML inside it is shown, not obeyed."""
     from mistune import create_markdown
 
-    return create_markdown(escape=True, plugins=["table"])(markdown)
+    # a block of code may be wider than the screen: by keyboard, too, it can be scrolled
+    return create_markdown(escape=True, plugins=["table"])(markdown).replace("<pre>", '<pre tabindex="0">')

@@ -61,9 +61,8 @@ class Board:
         self.bands = w.Checkbox(description="seeds as bands", indent=False,
                                 tooltip="ended runs that differ in the seed alone become one mean with its 95 % interval")
         self.energy = EnergyPicker(self.refresh)
-        self.figure = LiveFigure(layout=curves.layout())
-        self.figure.lock = self.lock
-        self.figure._config = {"displaylogo": False, "responsive": True}
+        self.figure, self.fit = self._made([], curves.layout()), Fit()
+        self.fit.on_msg(lambda _, said, __: said.get("redraw") and self.redraw())
         self.table = w.HTML()
         self.table.add_class("wb-table")
         self.clear = w.Button(description="Clear ended runs", tooltip="take ended runs off this list; their results stay on disk")
@@ -71,9 +70,9 @@ class Board:
         below = w.Box([self.clear])
         picks.add_class("wb-bar")
         below.add_class("wb-bar")
-        holder = w.Box([self.figure, Fit()], layout=w.Layout(width="100%", display="block"))
-        holder.add_class("wb-curves")
-        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, self.energy.box, holder, self.table, below])
+        self._holder = w.Box([self.figure, self.fit], layout=w.Layout(width="100%", display="block"))
+        self._holder.add_class("wb-curves")
+        self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, self.energy.box, self._holder, self.table, below])
         for control in (self.metric, self.axis, self.log_x, self.log_y, self.bands):
             control.observe(self._on_pick, names="value")
         self.clear.on_click(self._on_clear)
@@ -89,6 +88,18 @@ class Board:
             if table != self.table.value:
                 self.table.value = table
             self.clear.disabled = not any(r.ended for r in runs)
+
+    def redraw(self) -> None:
+        """Put another figure in the place of one that a page has not got as it is."""
+        with self.lock:
+            old, self.figure = self.figure, self._made(self.figure.data, self.figure.layout)
+            self._holder.children = [self.figure, self.fit]
+            old.close()
+
+    def _made(self, data: Any, layout: Any) -> LiveFigure:
+        made = LiveFigure(data=data, layout=layout)
+        made.lock, made._config = self.lock, {"displaylogo": False, "responsive": True}
+        return made
 
     # --- pickers ----------------------------------------------------------------------------------------------
 
@@ -146,6 +157,7 @@ class Board:
                     axis.update(title={"text": label, "standoff": 12}, type="log" if log else "linear", autorange=True)
                 self._drawn[""] = axes
             self._tell_empty(bool(runs), x, y)
+        self.fit.traces = len(self.figure.data)
 
     def _tell_empty(self, listed: bool, x: str, y: str) -> None:
         """Words instead of axes without a curve: there are none to be read off."""
@@ -179,11 +191,11 @@ class Board:
         if not runs:
             return '<h4>Runs</h4><span class="wb-note">No runs yet. Press Run; several runs queue up and are drawn together.</span>'
         name, named = self.metric.value, curves.labels(runs)
-        heads = [("", ""), ("run", ""), ("status", ""), ("steps", "wb-num"), ("last", "wb-num"), ("best", "wb-num"),
-                 ("time [s]", "wb-num"), ("key", "")]
+        heads = [('<span class="wb-sr">line</span>', ""), ("run", ""), ("status", ""), ("steps", "wb-num"), ("last", "wb-num"),
+                 ("best", "wb-num"), ("time [s]", "wb-num"), ("key", "")]
         if METRICS[name].better is None:
             heads.remove(("best", "wb-num"))
-        head = "".join(f'<th class="{c}">{html.escape(t)}</th>' for t, c in heads)
+        head = "".join(f'<th class="{c}">{t}</th>' for t, c in heads)
         body = "".join(self._row(r, name, named[r.key]) for r in runs)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f'<h4>Runs, {html.escape(curves.axis_label(name, self.energy.model))}</h4><div class="wb-scroll">{table}</div>'

@@ -1,4 +1,4 @@
-"""The two things that only the page itself can do: see that a figure's place has another size, and put a text on the clipboard."""
+"""What only the page itself can do: see that a figure's place has another size, name a slider's handle, put a text on the clipboard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traitlets as t
 
 FIT = """
 export default {
-  render({ el }) {
+  render({ model, el }) {
     // plotly measures a figure where it is made, which is before it has a place, and later only when the window changes:
     // a side bar that opens, a cell that is moved, or a page that is loaded again would leave it as wide as it was
     let width = 0;
@@ -20,13 +20,36 @@ export default {
         width = holder.clientWidth;
         requestAnimationFrame(told);
       }
+      soon();
     });
+    // a page that is still asking for the widgets there are, while the panel is being made, is told of an empty figure at times
+    let timer;
+    const check = () => {
+      const figure = el.closest(".wb-curves")?.querySelector(".js-plotly-plot");
+      if (!figure?.layout || !figure.clientWidth) return;
+      if (figure.data.length !== model.get("traces") || figure.layout.uirevision === undefined) model.send({ redraw: true });
+    };
+    const soon = () => { clearTimeout(timer); timer = setTimeout(check, 3000); };
+    model.on("change:traces", soon);
     const begin = () => {
       const holder = el.closest(".wb-curves");
       if (holder) seen.observe(holder); else requestAnimationFrame(begin);
     };
     begin();
-    return () => seen.disconnect();
+    // the handle of a slider is what the keyboard and a screen reader meet, and only its label beside it has a name
+    const name = () => {
+      for (const handle of document.querySelectorAll(".wb .wb-slider .noUi-handle:not([aria-label])")) {
+        const label = handle.closest(".wb-slider").querySelector("label, .widget-label");
+        if (label?.textContent) handle.setAttribute("aria-label", label.textContent);
+      }
+    };
+    const named = new MutationObserver(name);
+    const watch = () => {
+      const panel = el.closest(".wb");
+      if (panel) { name(); named.observe(panel, { childList: true, subtree: true }); } else requestAnimationFrame(watch);
+    };
+    watch();
+    return () => { seen.disconnect(); named.disconnect(); clearTimeout(timer); model.off("change:traces", soon); };
   },
 };
 """
@@ -66,9 +89,14 @@ export default {
 
 
 class Fit(anywidget.AnyWidget):
-    """Nothing to see: put beside a live figure, it has the figure fill its holder (class ``wb-curves``), whatever changes the size."""
+    """Nothing to see: put beside a live figure, it has the figure fill its holder (class ``wb-curves``), whatever changes the size.
+
+    It asks for another figure (message ``redraw``) where the page's has other than ``traces`` traces for seconds, or no layout.
+    It also names the sliders of its panel (class ``wb``) for screen readers.
+    """
 
     _esm = FIT
+    traces = t.Int().tag(sync=True)
 
 
 class CopyButton(anywidget.AnyWidget):

@@ -109,7 +109,9 @@ def drawn(view: View) -> Figure:
         return figure
     figure, styles = go.Figure(), style_of(view.groups)
     if view.kind == "bars":
-        figure.add_trace(go.Bar(x=[*view.groups], y=[*view.groups.values()], marker={"color": COLOURS[0]}, name=view.title))
+        figure.add_trace(go.Bar(x=[*map(str, view.groups)], y=[*view.groups.values()], marker={"color": COLOURS[0]}, name=view.title))
+        figure.update_xaxes(type="category")  # a layer named 4 is no number
+        figure.update_layout(bargap=0.2 if len(view.groups) > 3 else 0.6)
     elif view.kind == "spans":
         for name, (rows, begins, ends) in view.groups.items():
             figure.add_trace(_spans(name, np.asarray(rows), np.asarray(begins, float), np.asarray(ends, float), styles[name]))
@@ -138,7 +140,7 @@ def _spans(name: str, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, lo
     import plotly.graph_objects as go
 
     kept = slice(None, 2000)
+    hatch = {"shape": look.hatch, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.7)", "size": 6, "solidity": 0.25}
     return go.Bar(y=rows[kept], base=begins[kept], x=(ends - begins)[kept], orientation="h", name=name, showlegend=True,
-                  marker={"color": look.colour, "pattern": {"shape": look.hatch, "fgcolor": "#fff", "size": 6, "solidity": 0.25},
-                          "line": {"color": "#fff", "width": 1}},
+                  marker={"color": look.colour, "pattern": hatch, "line": {"color": "#fff", "width": 1}},
                   customdata=ends[kept], hovertemplate="%{base:.4~g} to %{customdata:.4~g}")

@@ -8,7 +8,7 @@ uniform grid with a zero point in fp16; scales in fp16 or quantised once more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class UniformGrid:
     symmetric: bool = False
     clip: int = 1
     least: float = 0.2
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def top(self) -> int:
@@ -114,8 +115,9 @@ class UniformGrid:
             packed.format = "uniform_columns"
         return packed
 
-    def __call__(self, weight: Tensor) -> Packed:
-        """Each weight to its nearest level."""
+    def __call__(self, weight: Tensor, stats: Any = None, generator: torch.Generator | None = None) -> Packed:
+        """Each weight to its nearest level. A quantiser that needs no data and draws nothing."""
+        weight = weight.float()
         steps = self.fit(weight)
         return self.pack(self.encode(weight, steps), steps)
 

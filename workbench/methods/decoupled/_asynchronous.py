@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from workbench.decoupled import Channel, DecoupledTraining, EventLine, Line, RandomLine, ReplayBuffer, RoundRobin
 from workbench.decoupled.buffer import Recency, pooled
-from workbench.decoupled.channel import Message, size
 from workbench.decoupled.line import link
+from workbench.decoupled.messages import Message, size
 from workbench.method import Context, Progress, derive_seed
 from workbench.methods.decoupled._channels import exact_links, vq_figures
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod

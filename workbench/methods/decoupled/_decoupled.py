@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tracking.errors import UserError
-from workbench.decoupled import Border, Costs, LocalNetwork, auxiliary_heads, balanced_cuts, module_costs, split, units
+from workbench.decoupled import Border, Costs, LocalNetwork, auxiliary_heads, divide, module_costs
 from workbench.decoupled.costs import evaluating
 from workbench.method import Context, Progress, View
 from workbench.methods.decoupled._params import LocalParams, SplitParams
@@ -107,11 +106,7 @@ class DecoupledMethod(SupervisedTraining):
 
     def cut(self, model: nn.Module, x: Tensor) -> list[nn.Module]:
         """The modules, at the given cuts or at those that balance their costs on inputs like ``x``."""
-        pieces, p = units(model), self.params
-        if p.modules > len(pieces):
-            raise UserError(f"modules = {p.modules} is refused. Allowed: 1 <= x <= {len(pieces)}, the units this network can be cut into.")
-        costs = module_costs(pieces, [nn.Identity()] * len(pieces), x).primary
-        return split(pieces, p.cuts or balanced_cuts(costs, p.modules))
+        return divide(model, self.params.modules, x, self.params.cuts)
 
     def borders(self, ctx: Context) -> list[Border]:
         """What single tensors cross between the modules."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tracking.ledger import Ledger
 from workbench.decoupled import Border, Channel, EventLine, Line
-from workbench.decoupled.channel import Message
 from workbench.decoupled.costs import evaluating
+from workbench.decoupled.messages import Message
 from workbench.method import View
 
 if TYPE_CHECKING:

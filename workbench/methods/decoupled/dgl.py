@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from workbench.decoupled import Channel, DecoupledTraining, Tandem
-from workbench.decoupled.channel import size
 from workbench.decoupled.line import link
+from workbench.decoupled.messages import size
 from workbench.method import Context
 from workbench.methods.decoupled._channels import Encoding, channels, exact_links
 from workbench.methods.decoupled._decoupled import DecoupledState, Feed, LocalMethod

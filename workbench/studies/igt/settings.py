@@ -108,7 +108,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "deepwalk": {"walks_per_node": 4, "walk_length": 30, "window": 4},
     "node2vec": {"walks_per_node": 10, "walk_length": 40, "window": 5},
     "grace": {"epochs": 60, "contrast_nodes": 1000, "lr": 1e-3},
-    "bgrl": {"epochs": 120, "warmup": 12, "lr": 2e-3},
+    "bgrl": {"epochs": 100, "warmup": 10, "lr": 5e-3, "hidden": 256, "dim": 256, "predictor": 256},
     "gat": {"epochs": 200},
     "appnp": {"epochs": 200},
     "dagnn": {"epochs": 200},

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 MEGABYTE = 1e6
 
 
-def cost_table(task: Any, scale: Scale, names: tuple[str, ...], bits: int, *, tokens: int = 16, prompt: str = "The") -> pandas.DataFrame:
+def cost_table(task: Any, scale: Scale, names: tuple[str, ...], bits: int, *, tokens: int = 16, prompt: str = "The",
+               device: str = "cpu") -> pandas.DataFrame:
     """A row a method: bits a weight, megabytes in memory and on disk, seconds a matrix, tokens a second in three ways, and a continuation.
 
     ``task``: as :func:`prepared` gives it. Its model is left as it is. Tokens a second are of greedy generation, one sequence, measured
     once, so they are rough: ``decoded each time`` multiplies by what is stored; ``kept decoded`` holds the decoded matrices in memory.
+    ``device``: where matrices are compressed; tokens are generated on the CPU.
     """
     import pandas
 
@@ -36,20 +38,19 @@ def cost_table(task: Any, scale: Scale, names: tuple[str, ...], bits: int, *, to
     rows: list[dict[str, Any]] = [{"method": "float32", "total bits": 32.0, "in memory [MB]": whole, "kept decoded [tokens/s]": speed,
                                    "continuation": words}]
     for name in names:
-        rows.append(_row(task, scale, name, bits, tokens, prompt))
+        rows.append(_row(task, scale, name, bits, tokens, prompt, device))
     return pandas.DataFrame(rows)
 
 
-def _row(task: Any, scale: Scale, name: str, bits: int, tokens: int, prompt: str) -> dict[str, Any]:
-    run = scale.run(name, bits)
-    job = resolve(**run, device="cpu")
+def _row(task: Any, scale: Scale, name: str, bits: int, tokens: int, prompt: str, device: str) -> dict[str, Any]:
+    job = resolve(**scale.run(name, bits), device=device)
     ctx = Context(torch.device("cpu"), 0)
     quantiser = job.method.quantiser(task, ctx)
     ids = None
     if quantiser.needs:
         p = job.method.params
         ids = task.calibration(p.sequences, p.length or task.window, ctx.generator("calibration", cpu=True))
-    compressed = compress(copy.deepcopy(task.reference()), quantiser, calibration=ids)
+    compressed = compress(copy.deepcopy(task.reference()), quantiser, calibration=ids, device=job.device)
     payload = sum(compressed.bits().values()) // 8
     with tempfile.TemporaryDirectory() as folder:
         files = compressed.save(Path(folder) / "model")
