@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests.browser import free_port
+from tracking.database import connected
 
 USER, PASSWORD = "bench", "p@ss/w:rd?#1"  # all that must be encoded in an address
 
@@ -54,12 +55,9 @@ class Cluster:
         self._run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
 
     def rows(self, database: str, query: str) -> list[tuple]:
-        import psycopg
-
-        login = {"host": "127.0.0.1", "port": self.port, "user": USER, "password": PASSWORD}
-        with psycopg.connect(**login, dbname=database, autocommit=True) as connection:
-            answer = connection.execute(query)
-            return answer.fetchall() if answer.description else []
+        with connected(self.uri(database)) as cursor:
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
 
     def stored(self, database: str) -> dict[str, Counter[tuple[str, int]]]:
         """By the workbench's key of a run: how often each (metric, step) is in the store, read past MLflow."""

@@ -44,7 +44,7 @@ def take_picture(path: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
-        with jupyter_lab(Path(folder) / "lab", {"WORKBENCH_HOME": str(home)}) as lab, browser_page(1500, 1500) as page:
+        with jupyter_lab(Path(folder) / "lab", {"WORKBENCH_HOME": str(home)}) as lab, browser_page(1500, 1900) as page:
             lab.write("explorer.ipynb", "import workbench\nworkbench.explore(tracking='off')")
             open_notebook(page, lab, "explorer.ipynb")
             run_cell(page, 0)
@@ -61,8 +61,11 @@ def _run(page: Page, method: str, epochs: str) -> None:
     explorer.get_by_label("Method", exact=True).select_option(label=f"{registry.methods()[method].title} ({method})")
     explorer.get_by_label("Task", exact=True).select_option("digits/mlp")
     field = page.locator(".wb-field").get_by_label("epochs", exact=True)
+    page.wait_for_timeout(5_000)  # the method's form takes the place of the one before
     field.fill(epochs)
     field.press("Tab")
+    page.wait_for_timeout(2_000)
+    assert field.input_value() == epochs
     page.locator(".wb button:not([disabled])", has_text="Run").first.click()
     state = "running" if (method, epochs) == SHOWN[-1] else "finished"
     page.wait_for_selector(f".wb-status [role=status]:has-text('{state}')", timeout=240_000)

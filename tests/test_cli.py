@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import workbench
 from tracking.report import cell_text
 from workbench import registry
 from workbench.cli import build_parser, main
@@ -54,6 +56,14 @@ def here(capsys):
 def rows(text: str) -> list[list[str]]:
     """The cells of a printed table, head and rule left out."""
     return [re.split(r" {2,}", line) for line in text.splitlines()[2:]]
+
+
+def test_every_name_of_the_package_is_there_and_hidden_by_no_module():
+    """A module ``workbench.<name>`` would take the function's place as soon as anything imported it."""
+    for name in workbench.__all__:
+        assert callable(getattr(workbench, name))
+        assert importlib.util.find_spec(f"workbench.{name}") is None
+    assert sorted(workbench.__all__) == [name for name in dir(workbench) if name in workbench.__all__]
 
 
 # --- listings -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from tests import tracking_helpers
 from tests.test_dgl_methods import BATCHES, PARAMS, SIZES, TASK, Ran
 from tracking.errors import UserError
+from workbench.decoupled import processes
 from workbench.decoupled.process_links import HEADER_BYTES
 from workbench.decoupled.processes import start
 
@@ -117,6 +118,23 @@ def test_a_killed_process_ends_the_run_with_all_that_was_recorded(tmp_path):
     assert outcome.state_dict(1)["updates"] >= BATCHES, "as of an epoch"
     assert outcome.record(1)[-1]["updates"] >= BATCHES
     assert outcome.accuracy == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_process_that_stands_still_is_killed_when_the_run_is_to_end(tmp_path, monkeypatch):
+    """SIGSTOP: its links stall, the module behind goes on with what it has, and a run that is ended waits for it for so long only."""
+    monkeypatch.setattr(processes, "END_S", 5.0)
+    with begin("async_dgl", tmp_path / "run", epochs=10_000) as running:
+        wait_for(lambda: min(running.updates()) > 2)
+        os.kill(running.workers[1].pid, signal.SIGSTOP)
+        before = running.updates()[2]
+        wait_for(lambda: running.updates()[2] > before + 10)
+        running.stop()
+        outcome = running.wait(WAIT_S)
+    assert (outcome.status, outcome.reason) == ("stopped", "module 2 did not end and was killed")
+    assert [worker.exitcode for worker in running.workers] == [0, -signal.SIGKILL, 0]
+    assert [outcome.modules[j]["updates"] for j in (0, 2)] == [running.updates()[j] for j in (0, 2)]
 
 
 @pytest.mark.parametrize(("method", "params", "words"), [

@@ -39,6 +39,7 @@ def test_packing_is_exact_and_as_short_as_can_be(bits, data):
     assert unpack_bits(packed, bits, len(codes)).dtype == torch.int64
     # the way of a GPU, on the CPU: gathers instead of whole-array tricks
     assert packed_module._unpack_anywhere(packed, bits, len(codes)).tolist() == codes
+    assert torch.equal(packed_module._pack_anywhere(tensor.int(), bits), packed), "as on a GPU"
     if bits <= 8:  # the stream is little-endian: code i lies in bits [i b, (i + 1) b)
         assert int.from_bytes(bytes(packed.tolist()), "little") == sum(c << i * bits for i, c in enumerate(codes))
 

@@ -191,6 +191,22 @@ def test_without_a_driver_the_extra_is_named(monkeypatch):
         database.with_driver("postgresql+psycopg://u:pw@h/db")
 
 
+@needs_postgres
+def test_one_process_at_a_time(cluster, monkeypatch):
+    """Who waits too long for the other is told so, and the lock goes with the connection that holds it."""
+    from tracking import database
+
+    monkeypatch.setattr(database, "TIMEOUT_S", 0.2)
+    uri = cluster.uri("postgres")
+    with database.exclusive(uri):
+        with pytest.raises(TimeoutError, match="another process has been preparing postgresql://127") as late, database.exclusive(uri):
+            pass
+        assert PASSWORD not in str(late.value)
+        cluster.rows("postgres", "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted")
+        with database.exclusive(uri):
+            pass
+
+
 @pytest.mark.parametrize(("uri", "shown", "words"), [
     ("postgresql://me:secret@db.host/runs", "postgresql://db.host/runs", ["secret"]),
     ("postgresql://me:p/w@h:5/db", "postgresql://h:5/db", ["p/w"]),  # not encoded
@@ -249,5 +265,5 @@ def test_an_executed_notebook_has_no_password(own_home, monkeypatch):
 
 def test_a_harmless_address_is_left_as_it_is():
     """Cursors are found by the public address: one that changed would have a store filled twice."""
-    for uri in ("sqlite:////home/a/mlflow.db", "http://127.0.0.1:5000", "https://host:8443/base", "databricks"):
+    for uri in ("sqlite:////data/runs/mlflow.db", "http://127.0.0.1:5000", "https://host:8443/base", "databricks"):
         assert public_uri(uri) == uri

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from tests.test_explorer_runs import until
 from tests.test_modelled import with_network
 from tracking.codecs import Dense
 from tracking.errors import UserError
+from workbench.cost import Cost, preview
 from workbench.explorer import preview as line
-from workbench.preview import Cost, preview
 from workbench.runs import run, runs_root
 
 
@@ -75,8 +74,9 @@ def test_words_are_within_their_digits(value, seconds):
 
 
 def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeypatch):
-    """A real process of its own, hurried past by a change of the form."""
+    """A real process of its own, hurried past by a change of the form; one that takes too long is ended, and the next form priced."""
     monkeypatch.setattr(line, "QUIET_S", 0.05)
+    monkeypatch.setattr(line, "HURRY_S", 0.2)
     shown = ex.preview.html
     assert shown.value == ""
     ex.set(steps=4, sleep_s=3.0)
@@ -97,6 +97,11 @@ def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeyp
         ex.set(fail_at=0)
         ex.preview.wait(WAIT_S)
         assert "the toy broke" in shown.value
+        monkeypatch.setattr(line, "LIMIT_S", 1.0)
+        ex.set(fail_at=-1, sleep_s=9.0)
+        ex.preview.wait(WAIT_S)
+        assert "takes longer than 1 s" in shown.value
+        monkeypatch.setattr(line, "LIMIT_S", 60.0)
         ex.set(fail_at=-1, steps=100_000, sleep_s=0.01, seeds=1)
         ex.run()
         ex.set(steps=9)
@@ -109,21 +114,3 @@ def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeyp
     finally:
         ex.preview.close()
     until(lambda: not any("preview" in t.name for t in threading.enumerate()), "the thread to end")
-
-
-def test_a_process_that_dies_is_said_and_the_next_form_is_priced(ex, monkeypatch):
-    monkeypatch.setattr(line, "QUIET_S", 0.05)
-    monkeypatch.setattr(line, "LIMIT_S", 1.0)
-    ex.set(sleep_s=9.0)
-    try:
-        ex.preview.begin()
-        ex.preview.wait(WAIT_S)
-        assert "takes longer than 1 s" in ex.preview.html.value
-        monkeypatch.setattr(line, "LIMIT_S", 60.0)
-        ex.set(sleep_s=0.0)
-        begin = time.monotonic()
-        ex.preview.wait(WAIT_S)
-        assert "Cost of this run" in ex.preview.html.value
-        assert time.monotonic() - begin < WAIT_S
-    finally:
-        ex.preview.close()

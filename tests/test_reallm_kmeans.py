@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tracking.errors import UserError
 from workbench.llm.vq import assign, kmeans
+from workbench.llm.vq.sums import sums_by_code, sums_in_any_order
 
 BACKENDS = ["torch", *(["numba"] if importlib.util.find_spec("numba") else [])]
 each = pytest.mark.parametrize("backend", BACKENDS)
@@ -229,3 +230,15 @@ def test_on_a_gpu_as_on_the_processor() -> None:
     here = ReALLM(rank=4, turns=2, permute="always")(weight)
     assert there.bits() == here.bits()
     assert (there.dequantise().cpu() - weight).norm() == pytest.approx((here.dequantise() - weight).norm(), rel=0.02)
+
+
+@given(st.integers(1, 400), st.integers(1, 5), st.integers(0, 99), st.sampled_from([1e-30, 1e-3, 1.0, 1e30]))
+@settings(max_examples=40, deadline=None)
+def test_sums_of_whole_numbers_are_the_sums_and_know_no_order(n: int, d: int, seed: int, size: float) -> None:
+    x, g = vectors(n, d, seed) * size, torch.Generator().manual_seed(seed)
+    codes = torch.randint(7, (n,), generator=g)
+    found, expected = sums_in_any_order(x, codes, 7), sums_by_code(x, codes, 7)
+    # each of n terms is rounded to 62 - log2 n bits below the largest; the other sum rounds n times, to 53 bits
+    torch.testing.assert_close(found, expected, rtol=0, atol=n * float(x.abs().max()) * (2.0 ** (n.bit_length() - 62) + n * 2.0**-53))
+    order = torch.randperm(n, generator=g)
+    assert torch.equal(sums_in_any_order(x[order], codes[order], 7), found)

@@ -225,3 +225,14 @@ def test_a_note_keeps_within_what_a_tag_may_hold():
     assert notes.whole(["a", "", "b"]) == "a\n\nb"
     assert notes.plain("a|b\n<c> [d]") == "a\\|b &lt;c> \\[d]"
     assert notes.code("[1|2]\n`x`") == "`[1\\|2] 'x'`"
+
+
+def test_a_study_on_another_version_of_mlflow_names_its_report(uri, own_home, monkeypatch):
+    recorded(uri, parent="trial-smoke", experiment="trial")
+    monkeypatch.setattr("tracking.views.publishing.server_version", lambda _: "2.22.0")
+    study = Study("trial", "Trial", StudyParameters(profile="smoke", tracking_uri=uri))
+    links = study.close()
+    assert links["mlflow"].startswith("http")
+    assert "here is 2.22.0, so none was published" in links["views"]
+    assert links["report"] in links["views"]
+    assert "all runs" in links

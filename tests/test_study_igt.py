@@ -174,6 +174,8 @@ def test_scores_of_orders_come_from_the_transform_and_from_new_graphs_where_they
     assert ((frame.drop(columns="split") >= 0) & (frame.drop(columns="split") <= 1)).all(axis=None)
     assert frame["raw"].nunique() == 2
     pandas.testing.assert_frame_equal(frame, paper.order_scores(SMALL, splits=2))
+    # the first order is learnt before the second, so it is the same without it
+    pandas.testing.assert_frame_equal(paper.order_scores(SMALL, 2, kinds=paper.ONES), frame[["split", *paper.ONES]])
 
 
 # --- pictures and cost --------------------------------------------------------------------------------------

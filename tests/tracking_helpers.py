@@ -85,12 +85,13 @@ def new_store(template: Path, home: Path) -> str:
 COSTS = {"clock/wall_s": 1.0, "comm/up_bytes": 1e6, "energy/model_j": 0.5}
 
 
-def recorded(uri: str, parent: str | None = None) -> Store:
-    """A store with two methods, two seeds each, in experiment ``bench``: accuracy, and three of the costs."""
+def recorded(uri: str, parent: str | None = None, experiment: str = "bench") -> Store:
+    """A store with two methods, two seeds each: accuracy, and three of the costs."""
     store = Store(uri)
     for method in ("dense", "binary"):
         for seed in (0, 1):
-            run_id = store.open_run({"key": f"{method}{seed}", "name": f"{method} s{seed}", "experiment": "bench", "created": time.time(),
+            run_id = store.open_run({"key": f"{method}{seed}", "name": f"{method} s{seed}", "created": time.time(),
+                                     "experiment": experiment,
                                      "params": {"method": method, "seed": seed}, "tags": {"workbench.method": method}, "parent": parent})
             store.log_points(run_id, [Point(name, value, 1000 + step, step) for step in range(1, 5) for name, value in (
                 ("eval/accuracy", 0.1 * step + 0.01 * seed), *((cost, unit * step) for cost, unit in COSTS.items()))])

@@ -6,6 +6,7 @@ A team's database is PostgreSQL; the default is a SQLite file. Neither is opened
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -18,6 +19,7 @@ from tracking.folder import held
 
 TIMEOUT_S = 60
 _LOCK = 0x776F726B62656E63  # the advisory lock's number: eight letters of our name
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 DRIVERS = ("psycopg", "psycopg2")
 
 
@@ -77,14 +79,15 @@ def make_tables(uri: str) -> None:
                     make(f"sqlite:///{new}")
                     new.replace(database)
     elif is_postgres(uri):
-        with exclusive(uri) as connection:
-            if connection.exec_driver_sql("select to_regclass('alembic_version')").scalar() is None:
+        with exclusive(uri) as cursor:
+            cursor.execute("select to_regclass('alembic_version')")
+            if cursor.fetchone()[0] is None:
                 make(with_driver(uri))
 
 
 @contextlib.contextmanager
 def exclusive(uri: str) -> Iterator[Any]:
-    """One process at a time: of all machines that share a PostgreSQL database (gives its connection), else of this machine.
+    """One process at a time: of all machines that share a PostgreSQL database (gives a cursor in it), else of this machine.
 
     Raises :class:`TimeoutError` after a minute.
     """
@@ -98,16 +101,23 @@ def exclusive(uri: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _advisory_lock(uri: str) -> Iterator[Any]:
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import OperationalError
-    from sqlalchemy.pool import NullPool
+def connected(uri: str) -> Iterator[Any]:
+    """A cursor in a PostgreSQL database, each statement a transaction of its own."""
+    scheme, _, rest = with_driver(uri).partition("://")
+    connection = importlib.import_module(scheme.partition("+")[2]).connect(f"postgresql://{rest}")
+    with contextlib.closing(connection):
+        connection.autocommit = True
+        yield connection.cursor()
 
-    engine = create_engine(with_driver(uri), poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"set lock_timeout = '{TIMEOUT_S}s'")
+
+@contextlib.contextmanager
+def _advisory_lock(uri: str) -> Iterator[Any]:
+    with connected(uri) as cursor:  # closing it gives the lock back, however this process ends
+        cursor.execute(f"set lock_timeout = {1000 * TIMEOUT_S:.0f}")
         try:
-            connection.exec_driver_sql(f"select pg_advisory_lock({_LOCK})")
-        except OperationalError as problem:
-            raise TimeoutError(f"another process has been preparing {public_uri(uri)} for a minute") from problem
-        yield connection  # closing it gives the lock back, however this process ends
+            cursor.execute(f"select pg_advisory_lock({_LOCK})")
+        except Exception as problem:
+            if (getattr(problem, "sqlstate", None) or getattr(problem, "pgcode", None)) == LOCK_NOT_AVAILABLE:
+                raise TimeoutError(f"another process has been preparing {public_uri(uri)} for a minute") from problem
+            raise
+        yield cursor

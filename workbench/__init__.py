@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "catalog": "workbench.catalogue", "describe": "workbench.catalogue", "tasks": "workbench.catalogue",
     "run": "workbench.runs", "Run": "workbench.runs", "RunHandle": "workbench.runs", "RunFailed": "workbench.runs",
+    "preview": "workbench.cost",
     "sweep": "workbench.sweeps", "grid": "workbench.sweeps",
     "explore": "workbench.explorer", "compare": "workbench.comparison", "Study": "workbench.study",
     "UserError": "tracking.errors",

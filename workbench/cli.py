@@ -177,7 +177,7 @@ def _run(args: argparse.Namespace) -> int:
 def _preview(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from workbench.preview import preview
+    from workbench.cost import preview
 
     cost = preview(args.method, args.task, seed=args.seed, **setting(args, args.method, args.task))
     known = {name: value for name, value in asdict(cost).items() if value not in (None, "")}

@@ -66,6 +66,7 @@ class DecoupledTraining:
         optimizer: makes an optimiser from a list of parameters, e.g. ``lambda p: torch.optim.SGD(p, lr=0.1)``.
         loss: ``loss(scores, y)``, a scalar; cross-entropy by default.
 
+    >>> modules = divide(model, 3, x)
     >>> network = LocalNetwork(modules, auxiliary_heads(modules, "mlp_sr", x))
     >>> training = DecoupledTraining(network, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
     >>> for x, y in loader:

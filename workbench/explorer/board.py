@@ -198,7 +198,8 @@ class Board:
         head = "".join(f'<th class="{c}">{t}</th>' for t, c in heads)
         body = "".join(self._row(r, name, named[r.key]) for r in runs)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f'<h4>Runs, {html.escape(curves.axis_label(name, self.energy.model))}</h4><div class="wb-scroll">{table}</div>'
+        head = html.escape(curves.axis_label(name, self.energy.model))
+        return f'<h4>Runs, {head}</h4><div class="wb-scroll" role="region" tabindex="0" aria-label="Runs">{table}</div>'
 
     def _row(self, r: ListedRun, name: str, label: str) -> str:
         last, factor = r.rows.last, self.energy.factor(r) if name == METRIC else 1.0

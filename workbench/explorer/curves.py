@@ -178,7 +178,7 @@ def layout() -> dict[str, Any]:
     return {
         "template": "none", "height": 400, "autosize": True, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 60, "r": 12, "t": 12, "b": 48}, "xaxis": axis, "yaxis": axis, "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}, "font": {"size": 12, "family": "system-ui, sans-serif"},
+        "legend": {"orientation": "h", "x": 0, "y": -0.27, "yanchor": "top"}, "font": {"size": 12, "family": "system-ui, sans-serif"},
         "uirevision": "kept",  # zoom and hidden lines survive an update
     }
 

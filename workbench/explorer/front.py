@@ -1,4 +1,4 @@
-"""What only the page itself can do: see that a figure's place has another size, name a slider's handle, put a text on the clipboard."""
+"""What only the page itself can do: see that a figure's place has another size, keep keys, put a text on the clipboard."""
 
 from __future__ import annotations
 
@@ -43,10 +43,19 @@ export default {
         if (label?.textContent) handle.setAttribute("aria-label", label.textContent);
       }
     };
+    // in a notebook a bare key is a command (arrows go to another cell, dd deletes one) unless a text is being typed: here it is for the
+    // list, the slider or the button that has the focus
+    const keep = event => {
+      const command = event.ctrlKey || event.metaKey || event.altKey || ["Tab", "Escape"].includes(event.key);
+      if (!command && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
+    };
     const named = new MutationObserver(name);
     const watch = () => {
       const panel = el.closest(".wb");
-      if (panel) { name(); named.observe(panel, { childList: true, subtree: true }); } else requestAnimationFrame(watch);
+      if (!panel) { requestAnimationFrame(watch); return; }
+      name();
+      panel.addEventListener("keydown", keep);
+      named.observe(panel, { childList: true, subtree: true });
     };
     watch();
     return () => { seen.disconnect(); named.disconnect(); clearTimeout(timer); model.off("change:traces", soon); };
@@ -92,7 +101,7 @@ class Fit(anywidget.AnyWidget):
     """Nothing to see: put beside a live figure, it has the figure fill its holder (class ``wb-curves``), whatever changes the size.
 
     It asks for another figure (message ``redraw``) where the page's has other than ``traces`` traces for seconds, or no layout.
-    It also names the sliders of its panel (class ``wb``) for screen readers.
+    In its panel (class ``wb``) it names the sliders for screen readers, and keeps keys from being commands of the notebook.
     """
 
     _esm = FIT

@@ -40,8 +40,10 @@ class CopyAs:
     """The form as text, in three languages."""
 
     def __init__(self) -> None:
-        self.texts = {name: w.Textarea(layout=w.Layout(height="190px"), tooltip=f"this run as {name}")
+        self.texts = {name: w.Textarea(layout=w.Layout(height="150px"), description=name, tooltip=f"this run as {name}")
                       for name in ("Python", "Command line", "Papermill")}
+        for text in self.texts.values():
+            text.add_class("wb-text")
         self.buttons = {name: CopyButton(name=name) for name in self.texts}
         heads = {name: w.Box([w.HTML(f"<h4>{name}</h4>"), button]) for name, button in self.buttons.items()}
         for head in heads.values():

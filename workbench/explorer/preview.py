@@ -19,8 +19,8 @@ from typing import Any
 
 import ipywidgets as w
 
+from workbench.cost import Cost
 from workbench.explorer.listed import Request
-from workbench.preview import Cost
 
 QUIET_S = 0.6  # without a change of the form before anything is begun
 LIMIT_S = 120.0  # for imports, set-up and step; beyond, it is not said
@@ -151,7 +151,7 @@ class Preview:
         with self._changed:
             if self._child is None or self._child.poll() is not None:
                 path = os.pathsep.join(os.path.abspath(p) for p in sys.path)  # it finds what this process finds
-                self._child = subprocess.Popen([sys.executable, "-m", "workbench.preview"], stdin=subprocess.PIPE,
+                self._child = subprocess.Popen([sys.executable, "-m", "workbench.cost"], stdin=subprocess.PIPE,
                                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
                                                env=os.environ | {"PYTHONPATH": path})
             self._number += 1

@@ -36,7 +36,8 @@ CSS = """
 .wb .wb-field .widget-text .widget-label { overflow: visible; white-space: nowrap; }
 .wb .wb-field .widget-checkbox { width: auto; margin: 0; }
 .wb .wb-slider { flex: 0 0 72px !important; width: 72px; margin: 0 8px 0 6px; height: 26px; }
-.wb .wb-slider .widget-label { position: absolute; width: 1px !important; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.wb .wb-slider .widget-label,
+.wb .wb-text .widget-label { position: absolute; width: 1px !important; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .wb .wb-note, .wb .wb-note .widget-html-content { color: var(--wb-soft); font-size: 11px; line-height: 1.35; height: auto; }
 .wb .wb-note i { font-style: normal; white-space: nowrap; }
 .wb .wb-note { margin: 1px 0 0 !important; width: auto; }
@@ -64,7 +65,7 @@ CSS = """
   line-height: 1.4; }
 .wb th { color: var(--wb-soft); font-weight: 600; }
 .wb .wb-scroll th { white-space: nowrap; }
-.wb td.wb-num, .wb th.wb-num { text-align: right; font-variant-numeric: tabular-nums; }
+.wb td.wb-num, .wb th.wb-num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .wb td code { font-size: 11px; color: var(--wb-soft); background: none; }
 .wb textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.4; }
 .wb .widget-textarea { width: 100%; margin: 0; }
@@ -94,7 +95,10 @@ CSS = """
 .wb .wb-bar .widget-text { width: auto; margin: 0 8px 0 0; }
 .wb .wb-bar .widget-text .widget-label { width: auto !important; }
 .wb .wb-bar input[type="text"] { min-width: 90px; }
-.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top; white-space: normal; }
+.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top; white-space: normal;
+  max-width: 56cqw; }
+.wb .wb-table + .wb-bar { margin-top: 8px; }
+.wb .wb-head > .wb-note { padding-top: 5px; }
 .wb .wb-table .wide { overflow-x: auto; max-width: 100%; }
 .wb .widget-html, .wb .widget-html-content { min-width: 0; max-width: 100%; }
 .wb .wb-table ul { margin: 4px 0; padding-left: 18px; } .wb .wb-table li { white-space: normal; }

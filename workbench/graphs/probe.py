@@ -23,8 +23,8 @@ C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Inverse strengths of the penalty; meant for features of spread 1, as :func:`probe_blocks` scales them."""
 
 
-TOGETHER = 3
-"""Penalties fitted side by side."""
+WIDE = 3000
+"""Weights of problems fitted side by side, about: of small ones the number of steps costs, of large ones their length."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def fit_grid(
     Inputs ``z`` ``(n, r)`` are of mean 0. Ends when no derivative in the scaled variables is above ``tol`` of the
     objective. Neighbours in the grid are fitted side by side: they need about as many steps.
     """
-    fits = [_fit_together(z, target, num_classes, part, tol, steps) for part in cs.split(TOGETHER)]
+    together = max(3, WIDE // max(1, z.shape[1] * num_classes))
+    fits = [_fit_together(z, target, num_classes, part, tol, steps) for part in cs.split(together)]
     w, b = (torch.cat(parts, dim) for parts, dim in zip(zip(*fits, strict=True), (1, 0), strict=True))
     return w, b
 
@@ -194,7 +195,7 @@ def lbfgs(
     v: Tensor,
     tol: float,
     steps: int,
-    memory: int = 10,
+    memory: int = 5,
 ) -> Tensor:
     """Minimise convex functions of ``v[:, g]``, independent of each other, side by side from ``v`` ``(m, G, k)``.
 

@@ -153,7 +153,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     bits."""
     _check_width(bits)
     flat = codes.detach().reshape(-1)
-    least, most = (end.item() for end in flat.aminmax()) if flat.numel() else (0, 0)
+    least, most = torch.stack(flat.aminmax()).tolist() if flat.numel() else (0, 0)
     if flat.is_floating_point() or least < 0 or most >> bits:
         raise UserError(f"Codes of {bits} bits are whole numbers from 0 to {2**bits - 1}; given were {flat.dtype} "
                         f"from {least} to {most}.")

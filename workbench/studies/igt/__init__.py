@@ -5,6 +5,7 @@ figure of it stands here, and what is checked beyond the abstract's words is our
 """
 
 from workbench.studies.igt.accuracy import (
+    ONES,
     accuracy_table,
     cluster_table,
     gains,
@@ -52,6 +53,7 @@ __all__ = [
     "FOUND",
     "LOUD",
     "METHODS",
+    "ONES",
     "ONE_MEAN",
     "PUBLISHED",
     "SOURCES",

@@ -74,7 +74,8 @@ def splits(nodes: int, degree: float, ratios: Sequence[float], seeds: int) -> pa
                     1, dim=None, averaging="row", power=1, normalise="none", seed=seed, **given
                 )
                 found[name] = igt.fit(graph).filters_[0].double()
-            found |= {"a community's own features": own_filters(DIM), "alike to both communities": blind_filters(DIM)}
+            if not seed:  # of these nothing is drawn
+                found |= {"a community's own features": own_filters(DIM), "alike to both communities": blind_filters(DIM)}
             for name, w in found.items():
                 rows.append(
                     {"ratio": ratio, "filters": name, "seed": seed, **energy_split(w, spreads, mixture)._asdict()}

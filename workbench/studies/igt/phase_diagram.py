@@ -229,14 +229,12 @@ def region_table(frame: pandas.DataFrame) -> pandas.DataFrame:
     import pandas
 
     regions = {
-        f"below {BELOW:g}": frame["snr"] < BELOW,
+        f"signal to noise below {BELOW:g}": frame["snr"] < BELOW,
         f"{BELOW:g} to {ABOVE:g}": frame["snr"].between(BELOW, ABOVE),
         f"above {ABOVE:g}": frame["snr"] > ABOVE,
     }
-    rows = []
-    for name, chosen in regions.items():
-        if chosen.any():
-            by_seed = frame[chosen].groupby("seed")
-            row = {"signal to noise": name, "graphs": int(chosen.sum())}
-            rows.append(row | {f"{kind} [%]": figure(list(by_seed[kind].mean()), 1, 100) for kind in KINDS})
-    return pandas.DataFrame(rows)
+    titles = {f"{name}, {int(chosen.sum())} graphs [%]": chosen for name, chosen in regions.items() if chosen.any()}
+    means = {title: frame[chosen].groupby("seed")[list(KINDS)].mean() for title, chosen in titles.items()}
+    return pandas.DataFrame(
+        [{"nodes labelled by": kind, **{title: figure(list(m[kind]), 1, 100) for title, m in means.items()}} for kind in KINDS]
+    )

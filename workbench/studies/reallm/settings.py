@@ -29,6 +29,10 @@ SMALL_DIMENSIONS = {2: 2, 3: 1, 4: 1}
 """The same where a matrix has some thousand weights only, and 256 codewords of four numbers would weigh more than the codes."""
 
 
+RATES = ((1e-3, 2e-3), (1e-3, 4e-3), (3e-3, 2e-3), (3e-3, 4e-3), (3e-3, 8e-3), (3e-3, 1.6e-2), (1e-2, 8e-3), (1e-2, 1.6e-2))
+"""Learning rates tried, block by block and end to end: upwards, until the loss on validation text rose."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """Task and sizes of a profile. Ranks, groups and codebooks follow from the size of the matrices."""
@@ -44,7 +48,7 @@ class Scale:
     length: int = 0
     layer_steps: int = 100
     tuning: dict[str, Any] = field(default_factory=dict)
-    """How it is tuned; on more text than calibration needs, for few sequences are soon learnt by heart."""
+    """How it is tuned, all methods alike; on more text than calibration needs, for few sequences are soon learnt by heart."""
     dimensions: dict[int, int] = field(default_factory=lambda: dict(DIMENSIONS))
 
     def run(self, name: str, bits: int, **changes: Any) -> dict[str, Any]:
@@ -90,16 +94,23 @@ class Scale:
         """Methods with low-rank parts of one rank, tuned alike: block by block, then end to end. Evaluated before and after the latter."""
         return [self.run(name, bits, rank=self.rank, **self.tuning) for name in names]
 
+    def searched(self, bits: int, names: tuple[str, ...] = ("RTN", "NF", "ReALLM")) -> Runs:
+        """The runs that the rates of tuning are chosen by: :data:`RATES` on validation text, of which neither test nor training has any."""
+        judged = replace(self, task_params=self.task_params | {"judged": "validation"})
+        return [judged.run(name, bits, rank=self.rank, **self.tuning | {"block_lr": block, "tune_lr": end})
+                for block, end in RATES for name in names]
+
     def budgeted(self, budget: float) -> Runs:
         """ReALLM with a shape for each matrix under a budget of bits a weight, all terms."""
         return [self.run("ReALLM", 2, budget=budget)]
 
 
 TINY = Scale("pydoc/tiny_llama", {"pretrain_steps": 1000}, group_size=32, rank=2, code_bits=4, d=4, sequences=16,
-             tuning={"sequences": 128, "block_steps": 20, "steps": 100, "tune_lr": 2e-3, "report_every": 50}, dimensions=SMALL_DIMENSIONS)
-"""The embedded model: every method in seconds."""
+             tuning={"sequences": 128, "block_steps": 20, "steps": 100, "block_lr": 1e-2, "tune_lr": 8e-3, "report_every": 50},
+             dimensions=SMALL_DIMENSIONS)
+"""The embedded model: every method in seconds. Rates: of :data:`RATES` those with the least mean loss of :meth:`Scale.searched`."""
 SMOKE = replace(TINY, task_params={"hidden_size": 32, "pretrain_steps": 60, "test_size": 20}, group_size=16, sequences=4, layer_steps=10,
-                tuning={"sequences": 8, "block_steps": 2, "steps": 10, "tune_lr": 2e-3, "report_every": 10})
+                tuning={"sequences": 8, "block_steps": 2, "steps": 10, "block_lr": 1e-3, "tune_lr": 2e-3, "report_every": 10})
 REAL = Scale("wikitext2/smollm2-135m", {"window": 512, "test_size": 4}, sequences=8, length=256,
              tuning={"sequences": 32, "block_steps": 20, "steps": 40, "tune_lr": 1e-4, "report_every": 20})
 """SmolLM2-135M on few windows, for two cores."""

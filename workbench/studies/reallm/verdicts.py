@@ -116,6 +116,18 @@ def tuning_table(comparison: Comparison) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def rate_table(comparison: Comparison) -> pandas.DataFrame:
+    """A row a pair of learning rates by rising mean loss on validation text, from runs of :meth:`Scale.searched`; a column a method."""
+    import pandas
+
+    names, rows = {method: name for name, method in METHODS.items()}, {}
+    for g in comparison.groups:
+        rows.setdefault((g.facts["block_lr"], g.facts["tune_lr"]), {})[names[g.method]] = g.mean("eval/loss").mean
+    table = pandas.DataFrame([{"block by block": block, "end to end": end, **losses, "mean [nats]": _mean(losses)}
+                              for (block, end), losses in rows.items()])
+    return table.sort_values("mean [nats]", kind="stable").reset_index(drop=True)
+
+
 def tuning_claims(comparison: Comparison, scale: Scale, bits: int, names: tuple[str, ...]) -> list[Claim]:
     """After tuning at the same rank ReALLM has the lowest loss; and tuning lowers its loss at all."""
     runs = {name: run for name, run in zip(names, scale.tuned(bits, names), strict=True)}

@@ -1,6 +1,6 @@
 """What a run will cost, from one step of it: parameters, operations, bytes, modelled joules and time.
 
-Usable as :func:`preview`, and as a process of its own (``python -m workbench.preview``) that a person's front end can ask, hurry past and
+Usable as :func:`preview`, and as a process of its own (``python -m workbench.cost``) that a person's front end can ask, hurry past and
 end without disturbing what trains beside it: JSON lines with the arguments of :func:`preview` come in, JSON lines with costs go out.
 """
 
