@@ -127,6 +127,7 @@ def test_what_is_imported_is_declared():
         "llvmlite": "numba",
         "mistune": "jupyterlab",
         "comm": "ipywidgets",
+        "traitlets": "ipywidgets",
         "huggingface_hub": "transformers",
         "tokenizers": "transformers",
     }
