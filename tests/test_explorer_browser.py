@@ -257,9 +257,9 @@ def look_at_the_texts(page: Page) -> None:
 
 
 def held_are(page: Page, *counts: int) -> None:
-    """Each view's figure holds so many curves."""
+    """Each view's figure of curves holds so many; those of other panes are figures of their own."""
     page.wait_for_function("""counts => {
-        const held = [...document.querySelectorAll('.wb .js-plotly-plot')].map(plot => (plot.data ?? []).length);
+        const held = [...document.querySelectorAll('.wb-curves .js-plotly-plot')].map(plot => (plot.data ?? []).length);
         return held.length === counts.length && held.every((n, i) => n === counts[i]);
     }""", arg=[*counts], timeout=60_000)
 
