@@ -389,7 +389,7 @@ def test_every_unusable_source_of_this_machine_has_a_remedy():
 
 @pytest.mark.gpu
 def test_a_real_board():
-    """Work for six seconds: joules between 10 W and 1500 W, updates at least every 0.3 s where they can be counted, and more than at rest."""
+    """Work for six seconds: between 10 and 1500 W, more than at rest, and updates at least every 0.3 s where they can be counted."""
     meter = EnergyMeter.on("cuda")
     a = torch.randn(4096, 4096, device="cuda")
     meter.measure_idle(6)

@@ -134,6 +134,19 @@ def test_explore_gives_the_kernels_one_explorer(toy, monkeypatch):
         workbench.explore(max_points=2)
 
 
+def test_a_password_in_the_address_is_in_nothing_that_is_shown(toy, monkeypatch):
+    monkeypatch.setattr(entry, "_panel", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")  # put back afterwards
+    import workbench
+
+    explorer = workbench.explore(tracking="postgresql://ann:s3cret@127.0.0.1:1/mlflow")
+    assert os.environ["MLFLOW_TRACKING_URI"] == "postgresql://ann:s3cret@127.0.0.1:1/mlflow"
+    explorer.choose("toy", "toy")
+    for text in (explorer.python(), explorer.cli(), explorer.papermill()):
+        assert "toy" in text
+        assert "s3cret" not in text
+
+
 def test_in_a_batch_notebook_it_is_a_line_of_text(tmp_path):
     import nbformat
     from nbclient import NotebookClient

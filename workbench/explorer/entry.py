@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
+from tracking.address import passwords
 from tracking.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ def explore(tracking: str | None = None, max_points: int = 2000) -> Explorer | N
     Nothing blocks: training has a thread of its own, and other cells run meanwhile.
 
     Args:
-        tracking: MLflow address for the runs, ``"off"``, or ``None`` for the usual one (see ``workbench.run``).
+        tracking: MLflow address for the runs, ``"off"``, or ``None`` for the usual one (see ``workbench.run``). One with a password becomes
+            the usual one of this kernel: what the explorer shows and copies does not hold it.
         max_points: points drawn a curve; longer ones are thinned, extremes kept.
 
     Returns:
@@ -34,6 +37,8 @@ def explore(tracking: str | None = None, max_points: int = 2000) -> Explorer | N
     if in_batch():
         print("The explorer needs a person at a browser. This notebook is executed in batch: use workbench.run or workbench.sweep.")
         return None
+    if tracking and passwords(tracking):
+        os.environ["MLFLOW_TRACKING_URI"], tracking = tracking, None
     if _panel is None or _panel.closed:
         try:
             import anywidget  # noqa: F401  (plotly's live figure needs it and says so late)
