@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -17,8 +18,9 @@ import torch
 from tracking import journal
 from tracking.errors import UserError
 from workbench import registry
+from workbench.grouping import older_code, scan
 from workbench.keeping import keep_runs
-from workbench.runs import Run, run
+from workbench.runs import Run, run, runs_root
 from workbench.studies import full
 from workbench.sweeps import sweep
 
@@ -27,10 +29,11 @@ from workbench.sweeps import sweep
 FIRST_LOSS_RTOL = 5e-3
 # Later the trajectories part: training is chaotic, and noise (dropout, augmentation, stochastic rounding) comes from each device's own
 # generator. Then one seed on one device is as another seed on the other.
-ACCURACY_ATOL = 0.06
+ATOL = {"eval/accuracy": 0.06, "eval/loss": 0.02}
 SEEDS = 5
 NOISY = ("dropout", "drop_edges_1", "rounding", "stochastic")  # what draws on the device from the first batch on
 NOISY_METHODS = ("luq", "bgrl", "grace", "vgae", "dgi")
+KEEP_EVERY_S = 20.0
 
 
 # --- methods ------------------------------------------------------------------------------------------------
@@ -82,19 +85,24 @@ def differences(cpu: Run, cuda: Run) -> list[str]:
 
 
 def far(cpu: Run, cuda: Run) -> bool:
-    a, b = (r.metrics.get("eval/accuracy") for r in (cpu, cuda))
-    return a is not None and abs(a - b) > ACCURACY_ATOL
+    a, b = (r.metrics.get(quality(r)) for r in (cpu, cuda))
+    return a is not None and abs(a - b) > ATOL[quality(cpu)]
+
+
+def quality(r: Run) -> str:
+    return "eval/accuracy" if "eval/accuracy" in r.metrics else "eval/loss"
 
 
 def apart(id: str, cpu: Run, cuda: Run) -> list[str]:
-    """Whether accuracies over some seeds have different means, by three standard errors of the difference."""
-    both = [[first.metrics["eval/accuracy"], *(example(id, device, seed).metrics["eval/accuracy"] for seed in range(1, SEEDS))]
+    """Whether accuracies (losses where there are none) over some seeds have different means, by three standard errors of the difference."""
+    name = quality(cpu)
+    both = [[first.metrics[name], *(example(id, device, seed).metrics[name] for seed in range(1, SEEDS))]
             for device, first in (("cpu", cpu), ("cuda", cuda))]
     means = [statistics.fmean(values) for values in both]
     error = (sum(statistics.variance(values) for values in both) / SEEDS) ** 0.5
     if abs(means[0] - means[1]) <= 3 * error:
         return []
-    return [f"accuracy {means[0]:.4f} on the CPU, {means[1]:.4f} on CUDA; standard error of the difference {error:.4f}, n = {SEEDS}"]
+    return [f"{name} {means[0]:.4f} on the CPU, {means[1]:.4f} on CUDA; standard error of the difference {error:.4f}, n = {SEEDS}"]
 
 
 def summary(r: Run) -> str:
@@ -109,16 +117,39 @@ def summary(r: Run) -> str:
 def full_study(study: str, seeds: int, workers: int, budget_s: float) -> list[str]:
     """The study's runs at full size, all at one seed before the next, ``workers`` side by side; returns what failed.
 
-    What is not done when the budget is spent is stopped; asked for again, it goes on from there.
+    What is not done when the budget is spent is stopped; asked for again, it goes on from there. What has finished is kept all along.
     """
     runs = [{**spec, "seed": seed} for seed in range(seeds) for spec in full.RUNS[study]()]
     tags = {"workbench.study": study, "workbench.profile": "full"}
-    done = sweep(runs, executor="processes", workers=workers, seconds=budget_s, device="cuda", tracking="off", progress=False, tags=tags)
+    over = threading.Event()
+
+    def keep() -> None:
+        last = False
+        while not last:
+            last = over.wait(KEEP_EVERY_S)  # once more when all is over
+            if finished := finished_runs(study):
+                keep_runs(study, finished, times=workers == 1)
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    try:
+        done = sweep(runs, executor="processes", workers=workers, seconds=budget_s, device="cuda", tracking="off", progress=False,
+                     tags=tags)
+    finally:
+        over.set()
+        keeper.join()
     for ended in done.runs:
         print(f"{study}: {ended}", flush=True)
-    for path in keep_runs(study, done.runs, times=workers == 1):
-        print(f"kept in {path}")
     return [f"{study}: {job['method']} on {job['task']}, seed {job['seed']}: {reason}" for job, reason in done.failures]
+
+
+def finished_runs(study: str) -> list[Run]:
+    """The study's finished runs at full size in the home folder, made with the code of their newest run."""
+    def belongs(r: Run) -> bool:
+        tags = r.folder.read_run()["tags"]
+        return (tags.get("workbench.study"), tags.get("workbench.profile"), r.status) == (study, "full", "finished")
+
+    return older_code(filter(belongs, scan(runs_root())))[0]
 
 
 def main() -> int:

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from tests import gpu
 from tracking.results import kept
 from workbench.keeping import keep_runs
-from workbench.runs import run
+from workbench.runs import RunFailed, run
 from workbench.spec import resolve
 from workbench.studies import full, igt
 
@@ -44,3 +45,14 @@ def test_figures_are_kept_by_group_and_hardware_and_times_only_where_they_are_wa
     pair = rows["toy steps=3 (toy)", "train/loss", False]
     assert (pair["n"], pair["values"]) == (2, [r.metrics["train/loss"] for r in runs[:2]])
     assert (("toy steps=3 (toy)", "clock/wall_s", False) in rows) is times
+
+
+def test_what_is_kept_meanwhile_are_the_studys_finished_runs(toy):
+    about = {"device": "cpu", "threads": 1, "tracking": "off", "progress": False}
+    tags = {"workbench.study": "dgl", "workbench.profile": "full"}
+    ended = run("toy", "toy", {"steps": 3}, tags=tags, **about)
+    run("toy", "toy", {"steps": 4}, tags=tags | {"workbench.profile": "quick"}, **about)
+    run("toy", "toy", {"steps": 5}, tags=tags | {"workbench.study": "igt"}, **about)
+    with pytest.raises(RunFailed):
+        run("toy", "toy", {"steps": 6, "fail_at": 2}, tags=tags, **about)
+    assert [r.key for r in gpu.finished_runs("dgl")] == [ended.key]
