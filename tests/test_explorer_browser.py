@@ -39,8 +39,9 @@ AXE = importlib.util.find_spec("axe_playwright_python")
 script = (Path(AXE.origin).parent / "axe.min.js").read_text() if AXE else None
 
 
-def test_first_five_minutes(tmp_path: Path, record_property):
-    """One notebook and one kernel: each step begins where the one before left the page."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_first_five_minutes(tmp_path: Path, record_property, whole):
+    """One notebook and one kernel: each step begins where the one before left the page. As a whole it takes a minute of an idle machine."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "toy.py").write_text(TOY)
     env = {"WORKBENCH_HOME": str(tmp_path / "home"), "WORKBENCH_PLUGINS": str(tmp_path / "plugins")}
@@ -61,11 +62,12 @@ def test_first_five_minutes(tmp_path: Path, record_property):
         record_property("stop_s", stop_and_time(page))
         run_a_second_one(page)
         switch_the_axis(page)
-        run_with_the_keyboard_alone(page)
-        see_a_run_fail(page)
-        look_at_every_pane(page, shots)
-        look_at_the_texts(page)
-        reload_and_find_everything(page, lab)
+        if whole:
+            run_with_the_keyboard_alone(page)
+            see_a_run_fail(page)
+            look_at_every_pane(page, shots)
+            look_at_the_texts(page)
+        reload_and_find_everything(page, lab, runs=4 if whole else 2)
         assert not troubles
 
 
@@ -264,7 +266,7 @@ def held_are(page: Page, *counts: int) -> None:
     }""", arg=[*counts], timeout=60_000)
 
 
-def reload_and_find_everything(page: Page, lab: Lab) -> None:
+def reload_and_find_everything(page: Page, lab: Lab, runs: int) -> None:
     """A saved notebook shows the same widgets again; an unsaved one finds them by calling ``explore`` once more."""
     page.keyboard.press("Control+s")
     end = time.monotonic() + 20
@@ -276,15 +278,15 @@ def reload_and_find_everything(page: Page, lab: Lab) -> None:
         with contextlib.suppress(TimeoutError):
             page.wait_for_selector(".wb", timeout=30_000)
             break
-    held_are(page, 4)
+    held_are(page, runs)
     fills(page)
     table = page.locator(".wb-table").first.inner_text()
-    assert all(word in table for word in ("stopped", "finished", "failed", "8/8"))
+    assert all(word in table for word in ("stopped", "finished", "8/8"))
     assert field(page, "steps").first.input_value() == "8"
     page.get_by_text("| Idle").wait_for()
     run_cell(page, 2)
-    held_are(page, 4, 4)
+    held_are(page, runs, runs)
     field(page, "seed").first.fill("2")
     field(page, "seed").first.press("Tab")
     run_button(page).click()
-    held_are(page, 5, 5)
+    held_are(page, runs + 1, runs + 1)

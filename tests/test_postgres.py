@@ -93,6 +93,7 @@ def ui(cluster, tmp_path_factory):
     made.close()
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_processes_writing_at_once_through_a_crash(cluster, ui, tmp_path):
     """Four processes, half through the server and half to the database, runs of one study. All begin at once, the server too, in a

@@ -63,10 +63,12 @@ def _kernel_log(path: Path) -> Iterator[None]:
 
 
 def to_html(notebook: Path) -> Path:
-    """The executed notebook as a page; figures live, plotly.js inlined once."""
+    """The executed notebook as a page that fetches nothing; figures live, plotly.js inlined once."""
     import nbformat
     import plotly.io
     from nbconvert import HTMLExporter
+
+    from workbench.docs.page import offline
 
     document = nbformat.read(notebook, as_version=4)
     script = True
@@ -79,5 +81,5 @@ def to_html(notebook: Path) -> Path:
                 script = False
     body, _ = HTMLExporter().from_notebook_node(document)
     page = notebook.with_suffix(".html")
-    write_atomic(page, body)
+    write_atomic(page, offline(body))
     return page

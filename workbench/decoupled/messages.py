@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from tracking.errors import UserError
 from tracking.ledger import Direction, Ledger
 from workbench.decoupled.parcels import Kind, Parcel, Payload, kind_of, nbytes, opened, stays
 from workbench.decoupled.vq_codec import LinkQuantiser
+
+if TYPE_CHECKING:
+    from tracking.links import Link
 
 DENSE = Dense()
 DENSE_KIND = kind_of(DENSE)
@@ -108,3 +112,13 @@ class Border:
         """Bytes of the last message each way since this was last asked."""
         sizes, self._sizes = self._sizes, {}
         return sizes
+
+
+def crossing_seconds(link: Link, between: Iterable[Tensor], direction: Direction) -> list[float]:
+    """Time that each tensor takes over a border with this link, float32; nothing is billed."""
+    border, found = Border(Ledger(), "", ""), []
+    for x in between:
+        border.carry(x, direction)
+        found.append(link.seconds(border.sizes()[direction], direction))
+    return found
+

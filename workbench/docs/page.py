@@ -111,8 +111,10 @@ def labelled(table: str) -> str:
 def offline(text: str) -> str:
     """The page of an executed notebook without the scripts that its exporter would fetch, and with a policy against any other.
 
-    Widgets go too, which were progress bars; figures stay, whose script is in the page.
+    Widgets go too, which were progress bars; figures stay, whose script is in the page. A page that is so already comes back as it is.
     """
+    if NOTEBOOK_POLICY in text:
+        return text
     def kept(script: re.Match[str]) -> str:
         fetches = re.search(r'\bsrc="https?:|application/vnd\.jupyter', script[1]) or "addWidgetsRenderer" in script[2]
         return "" if fetches else script[0]

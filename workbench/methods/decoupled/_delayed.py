@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from workbench.decoupled import DelayedGradients, module_costs
 from workbench.decoupled.line import link
+from workbench.decoupled.messages import crossing_seconds
 from workbench.method import Context
 from workbench.methods.decoupled._decoupled import DecoupledMethod, DecoupledState, Feed
 from workbench.methods.decoupled._params import WorkerParams
 from workbench.methods.decoupled._traced import Replayed
-from workbench.methods.decoupled._views import Span, carried, outputs
+from workbench.methods.decoupled._views import Span, outputs
 from workbench.params import Field
 from workbench.task import SupervisedTask
 
@@ -63,7 +64,7 @@ class DelayedMethod(DecoupledMethod):
     def spans(self, state: DecoupledState, task: SupervisedTask) -> list[Span]:
         """Three batches, from the first one on for which every module has a gradient."""
         training, between, spans = state.training, outputs(state.training.bodies, task, self.params.batch_size), []
-        up, down = ([*carried(self.link, between, way), 0.0] for way in ("up", "down"))
+        up, down = ([*crossing_seconds(self.link, between, way), 0.0] for way in ("up", "down"))
         again = [f if self.replay and training.lag(k) else 0.0 for k, f in enumerate(self.forward)]
         after = [a + b for a, b in zip(again, self.backward, strict=True)]
         last = max(after) if training.delay else sum(after) + sum(down)

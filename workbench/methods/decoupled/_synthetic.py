@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from workbench.decoupled import Synthesiser, SyntheticGradients, Tandem, module_costs
 from workbench.decoupled.costs import evaluating, multiply_accumulates
 from workbench.decoupled.line import link
+from workbench.decoupled.messages import crossing_seconds
 from workbench.method import Context
 from workbench.methods.decoupled._decoupled import DecoupledMethod, DecoupledState, Feed
 from workbench.methods.decoupled._params import WorkerParams
 from workbench.methods.decoupled._traced import WithSynthesisers
-from workbench.methods.decoupled._views import SHOWN, Span, carried, outputs
+from workbench.methods.decoupled._views import SHOWN, Span, outputs
 from workbench.methods.supervised import set_lr
 from workbench.params import Field
 from workbench.task import SupervisedTask
@@ -79,7 +80,8 @@ class SyntheticMethod(DecoupledMethod):
         return {"clock/idle": state.clock.idle} | ({} if error is None else {"train/synthetic_error": error})
 
     def spans(self, state: SyntheticState, task: SupervisedTask) -> list[Span]:
-        delays, clock = carried(self.link, outputs(state.training.bodies, task, self.params.batch_size), "up"), Tandem(self.params.modules)
+        delays = crossing_seconds(self.link, outputs(state.training.bodies, task, self.params.batch_size), "up")
+        clock = Tandem(self.params.modules)
         return [Span("forward, backward and synthesiser", j, *times) for _ in range(SHOWN)
                 for j, times in enumerate(clock.batch(self.durations, delays))]
 

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracking.ledger import Ledger
-from workbench.decoupled import Border, Channel, EventLine, Line
+from workbench.decoupled import Channel, EventLine, Line
 from workbench.decoupled.costs import evaluating
 from workbench.decoupled.messages import Message
 from workbench.method import View
 
 if TYPE_CHECKING:
-    from tracking.links import Link
     from workbench.task import SupervisedTask
 
 SHOWN = 8
@@ -58,16 +56,6 @@ def outputs(bodies: Sequence[nn.Module], task: SupervisedTask, size: int) -> lis
         with evaluating(body):
             x = body(x)
         found.append(x)
-    return found
-
-
-def carried(link: Link, between: Sequence[Tensor], direction: str) -> list[float]:
-    """Time that a tensor of each shape takes over its border, float32."""
-    border = Border(Ledger(), "", "")
-    found = []
-    for x in between:
-        border.carry(x, direction)
-        found.append(link.seconds(border.sizes()[direction], direction))
     return found
 
 
