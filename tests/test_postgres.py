@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -74,12 +76,16 @@ class Ui:
         return found
 
     def kill(self) -> None:
-        """Kill -9 for the server, whose group is not that of the command that waits for it."""
-        for line in subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True).stdout.splitlines():
-            pid, pgid, args = line.split(None, 2)
-            if pid == pgid and "mlflow server" in args and f"--port {self.port}" in args:
-                os.killpg(int(pid), signal.SIGKILL)
-        self.process.wait(30)
+        """Kill -9 for the server, whose group is not that of the command that waits for it; if need be as soon as it is there."""
+        end = time.monotonic() + 60
+        while self.process.poll() is None:
+            assert time.monotonic() < end, "the command has not ended with its server"
+            for line in subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True).stdout.splitlines():
+                pid, pgid, args = line.split(None, 2)
+                if pid == pgid and "mlflow server" in args and f"--port {self.port}" in args:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(int(pid), signal.SIGKILL)
+            time.sleep(0.2)
 
     def close(self) -> None:
         if self.process is not None:
