@@ -80,7 +80,7 @@ class Ui:
         end = time.monotonic() + 60
         while self.process.poll() is None:
             assert time.monotonic() < end, "the command has not ended with its server"
-            for line in subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True).stdout.splitlines():
+            for line in subprocess.run(["ps", "-eww", "-o", "pid,pgid,args"], capture_output=True, text=True).stdout.splitlines():
                 pid, pgid, args = line.split(None, 2)
                 if pid == pgid and "mlflow server" in args and f"--port {self.port}" in args:
                     with contextlib.suppress(ProcessLookupError):
