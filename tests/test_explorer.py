@@ -132,6 +132,7 @@ def test_explore_gives_the_kernels_one_explorer(toy, monkeypatch):
     assert len(workbench.explore(tracking="off").runs) == 1
     with pytest.raises(UserError, match="max_points = 2 is refused"):
         workbench.explore(max_points=2)
+    first.preview.close()  # showing it began one
 
 
 def test_a_password_in_the_address_is_in_nothing_that_is_shown(toy, monkeypatch):

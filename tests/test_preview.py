@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from hypothesis import given
@@ -113,4 +111,4 @@ def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeyp
         assert shown.value == ""
     finally:
         ex.preview.close()
-    until(lambda: not any("preview" in t.name for t in threading.enumerate()), "the thread to end")
+    until(lambda: ex.preview._thread is None, "the thread to end")

@@ -17,20 +17,18 @@ from tracking.folder import STATUSES
 from tracking.metrics import METRICS
 from tracking.metrics import metric as declared
 from tracking.report import Table, cell_text, paragraphs, table_html
-from tracking.statistics import check_axis, direction, holm, welch
+from tracking.statistics import check_axis
 from workbench.grouping import Group, LeftOut, energy_notes, group, matching, older_code, scan
 from workbench.modelled import METRIC, chosen
 from workbench.runs import Run, runs_root
+from workbench.significance import TEST, marks
 
 if TYPE_CHECKING:
     import pandas
     from plotly.graph_objects import Figure
 
-SIGNIFICANCE = 0.05
 COSTS = [m.name for m in METRICS.values() if m.name.split("/")[0] in ("clock", "comm", "energy", "memory", "compute")]
 AXES = ["train/epoch", *(name for name in COSTS if METRICS[name].cumulative)]
-TEST = ("Student t intervals at 95 % over the seeds. Difference to the best mean (of two runs or more): Welch's t-test, "
-        f"Holm-adjusted within a setting, level {SIGNIFICANCE:g}.")
 
 
 def compare(
@@ -133,7 +131,7 @@ class Comparison:
         import pandas
 
         rows = []
-        for g, mark in zip(self.groups, self._marks(), strict=True):
+        for g, mark in zip(self.groups, marks(self.groups, self.metric), strict=True):
             row: dict[str, Any] = {"method": g.label, "task": g.task, "n": len(g.runs)}
             _put(row, f"final {self.metric}", g.mean(self.metric))
             if declared(self.metric).better:
@@ -177,32 +175,6 @@ class Comparison:
         if len({m for g in self.groups for m in g.machines}) > 1:
             lines.append("The groups ran on different hardware: compare time, measured energy and peak memory within one hardware only.")
         return lines + energy_notes(self.groups)
-
-    def _marks(self) -> list[dict[str, Any]]:
-        """For each group: difference to the best of its setting, adjusted p, and a word."""
-        marks: list[dict[str, Any]] = [{} for _ in self.groups]
-        if declared(self.metric).better is None:
-            return marks
-        volatile = declared(self.metric).volatile
-        settings: dict[Any, list[int]] = {}
-        for i, g in enumerate(self.groups):
-            marks[i] = {"difference": math.nan, "difference ±": math.nan, "p": math.nan, "mark": "not measured"}
-            if g.values(self.metric):
-                settings.setdefault((g.setting, *(g.machines if volatile else ())), []).append(i)
-        for members in settings.values():
-            values = {i: self.groups[i].values(self.metric) for i in members}
-            sign = 1 if direction(self.metric) == "higher" else -1
-            # a single run may be lucky, and nothing can be tested against it
-            repeated = [i for i in members if len(values[i]) > 1]
-            best = max(repeated or members, key=lambda i: sign * sum(values[i]) / len(values[i]))
-            others = [i for i in members if i != best]
-            tests = {i: welch(values[i], values[best]) for i in others}
-            marks[best] |= {"difference": 0.0, "mark": "best"} if others else {"mark": "alone in its setting"}
-            for i, p in zip(others, holm([tests[i].p for i in others]), strict=True):
-                word = "no test possible" if math.isnan(p) else "worse" if p < SIGNIFICANCE else "not distinguishable from the best"
-                d = tests[i]
-                marks[i] = {"difference": d.difference, "difference ±": (d.high - d.low) / 2, "p": float(p), "mark": word}
-        return marks
 
     def reported(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that some run reports."""

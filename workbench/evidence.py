@@ -13,9 +13,10 @@ from tracking import notes, pages
 from tracking.errors import UserError
 from tracking.metrics import metric
 from tracking.report import Table, cell_text, report
-from workbench.comparison import AXES, COSTS, TEST, Comparison
+from workbench.comparison import AXES, COSTS, Comparison
 from workbench.grouping import machine, short, varied
 from workbench.params import Field, Params
+from workbench.significance import TEST
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

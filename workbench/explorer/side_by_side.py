@@ -12,10 +12,11 @@ import ipywidgets as w
 from tracking.errors import UserError
 from tracking.metrics import METRICS
 from tracking.report import Table, paragraphs, table_html
-from workbench.comparison import AXES, COSTS, TEST, Comparison, compare
+from workbench.comparison import AXES, COSTS, Comparison, compare
 from workbench.explorer.curves import FAVOURITES
 from workbench.explorer.plots import Plots, Worker
 from workbench.explorer.session import Session
+from workbench.significance import TEST
 
 
 class SideBySide:

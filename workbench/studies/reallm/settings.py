@@ -28,7 +28,8 @@ DIMENSIONS = {2: 4, 3: 2, 4: 2}
 SMALL_DIMENSIONS = {2: 2, 3: 1, 4: 1}
 """The same where a matrix has some thousand weights only, and 256 codewords of four numbers would weigh more than the codes."""
 
-
+SPREAD = {"executor": "processes", "workers": 2, "threads": 1}
+"""How the reduced profile runs the large model: most of a compression is work that one thread does as fast as two."""
 RATES = ((1e-3, 2e-3), (1e-3, 4e-3), (3e-3, 2e-3), (3e-3, 4e-3), (3e-3, 8e-3), (3e-3, 1.6e-2), (1e-2, 8e-3), (1e-2, 1.6e-2))
 """Learning rates tried, block by block and end to end: upwards, until the loss on validation text rose."""
 
