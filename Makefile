@@ -7,8 +7,8 @@ INSTALLED = $(VENV)/.installed
 NODE_PYTHON ?= $(PYTHON)
 NODE_BUDGET_S ?= 1200
 NODE_ARGUMENTS ?= --studies askewsgd
-# processes that share the tests, a file at a time
-TEST_PROCESSES ?= 2
+# processes that share the tests: twice as many as cores, for a test that starts others waits for them a good part of its time
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(2 * min(4, os.cpu_count() or 1))')
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .PHONY: help install demo test slow lab ui studies bench docs gpu clean
@@ -29,7 +29,7 @@ demo: $(INSTALLED)  ## the tour: four families of methods in bytes, joules and s
 	@$(BIN)/workbench study tour
 
 test: $(INSTALLED)  ## the tests
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 slow: $(INSTALLED)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m 'slow and not gpu'

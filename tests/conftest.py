@@ -110,8 +110,9 @@ class Toy(Method):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Decoded data sets are cached for the session, not in the user's cache."""
-    os.environ["WORKBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Decoded data sets are cached for the session, in one place for all processes that share the tests, not in the user's cache."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["WORKBENCH_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
 @pytest.fixture(autouse=True)
