@@ -20,9 +20,6 @@ from workbench.params import Field, Params, allowed, bounds, choices, from_text,
 MODELS = {f"method {id}": registry.load_method(id).Params for id in registry.methods()} | {
     f"task {entry.cls}": registry.load_task(id).Params for id, entry in registry.tasks().items()
 }
-FIELDS = [
-    pytest.param(owner, name, id=f"{owner}-{name}") for owner, model in MODELS.items() for name in model.model_fields
-]
 TINY = 1e-9
 
 
@@ -51,65 +48,68 @@ def step(kind: type, bound: float) -> float:
     return 1 if kind is int else max(TINY, abs(bound) * 1e-6)
 
 
-@pytest.mark.parametrize(("owner", "name"), FIELDS)
-def test_every_field_is_described_and_its_default_is_valid(owner, name):
-    field = MODELS[owner].model_fields[name]
-    assert field.description, "a field without a description makes a form without words"
-    assert not field.description.endswith(".")
-    default = field.get_default(call_default_factory=True)
-    assert getattr(parse(MODELS[owner], {name: default}, owner), name) == default
+@pytest.mark.parametrize("owner", MODELS)
+def test_every_field_is_described_and_its_default_is_valid(owner, subtests):
+    for name, field in MODELS[owner].model_fields.items():
+        with subtests.test(name):
+            assert field.description, "a field without a description makes a form without words"
+            assert not field.description.endswith(".")
+            default = field.get_default(call_default_factory=True)
+            assert getattr(parse(MODELS[owner], {name: default}, owner), name) == default
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), [f for f in FIELDS if MODELS[f.values[0]].model_fields[f.values[1]].annotation in (int, float)]
-)
-def test_numbers_are_held_to_their_bounds(owner, name):
-    field = MODELS[owner].model_fields[name]
-    kind, limits = field.annotation, bounds(field)
-    for sign, bound in limits.items():
-        outwards = -1 if sign in ("gt", "ge") else 1
-        beyond = kind(bound + outwards * step(kind, bound)) if sign in ("ge", "le") else kind(bound)
-        text = refused(owner, name, beyond)
-        figure = str(bound) if isinstance(bound, int) else f"{bound:g}"
-        assert figure in text.split("Allowed:")[1], "the bound is named"
-        inside = kind(bound) if sign in ("ge", "le") else kind(bound - outwards * step(kind, bound))
-        at_bound = message(owner, name, inside)
-        # a rule between fields may forbid it beside the others' defaults: then it names another field
-        others = set(MODELS[owner].model_fields) - {name}
-        assert "is refused" not in at_bound or others & set(re.findall(r"\w+", at_bound)), at_bound
-    for wrong in (math.nan, math.inf, -math.inf):
-        # nan is not equal to itself, so its message is looked at here
-        with pytest.raises(UserError, match=f"{name} = {wrong!r} is refused"):
-            parse(MODELS[owner], {name: wrong}, owner)
-    for wrong in ("3", "", None, [1], True, "nan"):
-        if wrong == [1]:
-            with pytest.raises(UserError, match=rf"{name} = \(1,\) is refused"):
-                parse(MODELS[owner], {name: wrong}, owner)
-        else:
-            refused(owner, name, wrong)
+@pytest.mark.parametrize("owner", MODELS)
+def test_numbers_are_held_to_their_bounds(owner, subtests):
+    for name, field in MODELS[owner].model_fields.items():
+        if field.annotation in (int, float):
+            with subtests.test(name):
+                kind, limits = field.annotation, bounds(field)
+                for sign, bound in limits.items():
+                    outwards = -1 if sign in ("gt", "ge") else 1
+                    beyond = kind(bound + outwards * step(kind, bound)) if sign in ("ge", "le") else kind(bound)
+                    text = refused(owner, name, beyond)
+                    figure = str(bound) if isinstance(bound, int) else f"{bound:g}"
+                    assert figure in text.split("Allowed:")[1], "the bound is named"
+                    inside = kind(bound) if sign in ("ge", "le") else kind(bound - outwards * step(kind, bound))
+                    at_bound = message(owner, name, inside)
+                    # a rule between fields may forbid it beside the others' defaults: then it names another field
+                    others = set(MODELS[owner].model_fields) - {name}
+                    assert "is refused" not in at_bound or others & set(re.findall(r"\w+", at_bound)), at_bound
+                for wrong in (math.nan, math.inf, -math.inf):
+                    # nan is not equal to itself, so its message is looked at here
+                    with pytest.raises(UserError, match=f"{name} = {wrong!r} is refused"):
+                        parse(MODELS[owner], {name: wrong}, owner)
+                for wrong in ("3", "", None, [1], True, "nan"):
+                    if wrong == [1]:
+                        with pytest.raises(UserError, match=rf"{name} = \(1,\) is refused"):
+                            parse(MODELS[owner], {name: wrong}, owner)
+                    else:
+                        refused(owner, name, wrong)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), [f for f in FIELDS if MODELS[f.values[0]].model_fields[f.values[1]].annotation is bool]
-)
-def test_booleans_are_booleans(owner, name):
-    for value in (True, False):
-        assert getattr(parse(MODELS[owner], {name: value}, owner), name) is value
-    for wrong in ("false", "true", "False", "yes", 0, 1, None, ""):
-        refused(owner, name, wrong)
+@pytest.mark.parametrize("owner", MODELS)
+def test_booleans_are_booleans(owner, subtests):
+    for name, field in MODELS[owner].model_fields.items():
+        if field.annotation is bool:
+            with subtests.test(name):
+                for value in (True, False):
+                    assert getattr(parse(MODELS[owner], {name: value}, owner), name) is value
+                for wrong in ("false", "true", "False", "yes", 0, 1, None, ""):
+                    refused(owner, name, wrong)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), [f for f in FIELDS if choices(MODELS[f.values[0]].model_fields[f.values[1]])]
-)
-def test_options_are_closed(owner, name):
-    options = choices(MODELS[owner].model_fields[name])
-    for wrong in {None, 0, "nothing like it"} - set(options):
-        text = refused(owner, name, wrong)
-        assert all(repr(o) in text for o in options)
-    longest = max((o for o in options if isinstance(o, str)), key=len, default="")  # numbers have no slip of the finger
-    if len(longest) >= 4:  # a slip of the finger
-        assert f"Did you mean {longest!r}?" in refused(owner, name, longest[:-1])
+@pytest.mark.parametrize("owner", MODELS)
+def test_options_are_closed(owner, subtests):
+    for name, field in MODELS[owner].model_fields.items():
+        if choices(field):
+            with subtests.test(name):
+                options = choices(field)
+                for wrong in {None, 0, "nothing like it"} - set(options):
+                    text = refused(owner, name, wrong)
+                    assert all(repr(o) in text for o in options)
+                longest = max((o for o in options if isinstance(o, str)), key=len, default="")  # numbers have no slip of the finger
+                if len(longest) >= 4:  # a slip of the finger
+                    assert f"Did you mean {longest!r}?" in refused(owner, name, longest[:-1])
 
 
 @pytest.mark.parametrize("owner", MODELS)

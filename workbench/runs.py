@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tracking.metrics import METRICS, metric
 from workbench import checkpoint
 from workbench.control import Control, signals
 from workbench.modelled import HARDWARE, SCENARIO, estimate_run
+from workbench.progress_bar import progress_bar
 from workbench.spec import Job, resolve
 from workbench.state import restore
 
@@ -269,7 +270,7 @@ def _execute(job: Job, handle: RunHandle, *, fresh: bool, progress: bool, uri: s
         handle._recorder = recorder
         if finished:  # still shipped: this store may not have it yet
             return Run(folder, "finished", cached=True, url=_ship(recorder) if recorder else None)
-        bar = _bar(job) if progress else None
+        bar = progress_bar(job.spec.name) if progress else None
 
         def watch(report: Report) -> None:
             if bar:
@@ -297,31 +298,3 @@ def _ship(recorder: service.RemoteRecorder) -> str | None:
     if left:
         log.warning("%d points are not in MLflow yet (%s). Nothing is lost: `workbench sync` ships the rest.", left, recorder.error)
     return recorder.url
-
-
-def _bar(job: Job) -> Callable[[Report | None], None]:
-    """A progress bar where tqdm is installed, a line every five seconds where it is not."""
-    import time
-
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        last = [time.monotonic()]
-
-        def lines(report: Report | None) -> None:
-            if report and time.monotonic() - last[0] > 5:
-                last[0] = time.monotonic()
-                print(f"{job.spec.name}: {report.progress.done}/{report.progress.total}", flush=True)
-        return lines
-    bar = tqdm(desc=job.spec.name, unit="step", leave=False, mininterval=0.3)
-
-    def draw(report: Report | None) -> None:
-        if report is None:
-            bar.close()
-            return
-        bar.total = report.progress.total
-        shown = {n.split("/")[1]: f"{v:.4g}" for n, v in report.metrics.items() if n in ("train/loss", "eval/accuracy")}
-        if "accuracy" in shown or not bar.postfix:
-            bar.set_postfix(shown, refresh=False)
-        bar.update(report.progress.done - bar.n)
-    return draw
