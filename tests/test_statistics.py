@@ -36,6 +36,12 @@ def test_interval_of_two_in_closed_form():
     assert interval([0, 2]).half_width == pytest.approx(math.tan(math.pi / 2 * 0.95), rel=1e-9)
 
 
+@given(value=st.floats(-1e300, 1e300), n=st.integers(2, 9))
+def test_equal_values_are_their_mean_and_have_no_spread(value, n):
+    """Also where the rounding of their sum would move the mean: three times 0.1 does."""
+    assert interval([value] * n) == (value, 0.0, n)
+
+
 def test_one_value_has_no_interval():
     result = interval([0.7])
     assert result.mean == 0.7
