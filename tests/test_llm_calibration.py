@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.llm_helpers import llama, token_ids
+from tests.llm_helpers import llama, seeded, token_ids
+from tracking.errors import UserError
 from workbench.llm import compress
 from workbench.llm.architecture import layout_of
 from workbench.llm.calibration import LayerStatistics, Stream, fisher
@@ -57,6 +58,58 @@ def test_the_stream_is_the_model(model):
     expected = model(IDS, output_hidden_states=False).logits
     # batches of four and two against one of six
     torch.testing.assert_close(model.lm_head(model.model.norm(stream.hidden)), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Gemma3", "Bloom"])
+def test_each_block_is_called_as_the_model_calls_it(kind):
+    """Blocks of one model differ: in Gemma 3 some attend to a window, with other rotary positions; Bloom's blocks return tuples."""
+    import transformers as t
+
+    sizes = {"hidden_size": 32, "vocab_size": 64, "num_attention_heads": 4, "num_hidden_layers": 5, "n_layer": 5, "n_head": 4}
+    if kind == "Gemma3":
+        config = t.Gemma3TextConfig(**sizes, intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=4,
+                                    layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"])
+        other = seeded(t.Gemma3ForCausalLM, config, 0)
+    else:
+        other = seeded(t.BloomForCausalLM, t.BloomConfig(**sizes), 0)
+    layout, ids = layout_of(other), token_ids(vocabulary=64)
+    blocks = layout.blocks(other)
+    seen = [[] for _ in blocks]
+    hooks = [b.register_forward_hook(lambda m, a, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out))
+             for b, kept in zip(blocks, seen, strict=True)]
+    for part in ids.split(4):
+        other(part, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    stream = Stream.at_entrance(other, layout, ids, batch=4)
+    for block, expected in zip(blocks, seen, strict=True):
+        assert "forward" not in vars(block), "the block's own method is back"
+        stream.advance(block)
+        assert torch.equal(stream.hidden, torch.cat(expected))
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.input_layernorm.weight", "model.embed_tokens.weight",
+                                  "model.layers.0.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite_are_named(model, name):
+    """Those of norms and embeddings too: statistics that come through them are worth nothing."""
+    bad = copy.deepcopy(model)
+    bad.get_parameter(name).data.flatten()[1] = torch.inf
+    ids = IDS.clone()
+    ids[0, 0] = 0  # the row of the embedding that is bad
+    with pytest.raises(UserError, match=f"{name.removesuffix('.weight')}.*not finite|nan or inf: {name} holds"):
+        compress(bad, RTN(), calibration=ids)
+
+
+def test_dropout_does_not_enter_the_statistics():
+    import transformers as t
+
+    config = t.GPTNeoXConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+                             hidden_dropout=0.5)
+    errors = []
+    for training in (False, True):
+        compressed = compress(seeded(t.GPTNeoXForCausalLM, config, 0).train(training), RTN(2, 16), calibration=token_ids(vocabulary=64))
+        errors.append([r.weighted_error for r in compressed.reports.values()])
+    assert errors[0] == errors[1]
 
 
 def test_inputs_come_through_the_compressed_blocks(model):

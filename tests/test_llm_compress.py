@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.llm_helpers import Noisy, llama, seeded, token_ids
+from tests.llm_helpers import Noisy, llama, same, seeded, token_ids
 from tracking.errors import UserError
-from workbench.llm import compress, load
+from workbench.llm import ReALLM, VectorCode, compress, load, method
+from workbench.llm.formats_grid import NormalFloatGrid, UniformGrid
 from workbench.llm.linear import CompressedLinear
 from workbench.llm.low_rank import Residual
 from workbench.llm.packed import Packed
 from workbench.llm.tuning import BlockTuning
+from workbench.methods.compression.gptq import GPTQ
+from workbench.methods.compression.loftq import LoftQ
 from workbench.methods.compression.rtn import RTN
 
 IDS = token_ids()
@@ -124,9 +127,11 @@ def test_unknown_architectures_name_their_layers(model):
     import transformers as t
 
     gpt2 = t.GPT2LMHeadModel(t.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=16))
-    with pytest.raises(UserError, match=r"decoder blocks of GPT2LMHeadModel were not recognised.*transformer "
-                                        r"\(GPT2Model\), lm_head \(Linear\)"):
+    with pytest.raises(UserError, match=r"were not recognised.*transformer.h.0.attn.c_attn \(Conv1D\).*h.0.mlp.c_proj \(Conv1D\)"):
         compress(gpt2, RTN())
+    mamba = t.MambaForCausalLM(t.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(UserError, match=r"were not recognised.*backbone.layers.0.mixer.conv1d \(Conv1d\)"):
+        compress(mamba, RTN())
     with pytest.raises(UserError, match=r"decoder blocks of Sequential were not recognised: no list of equal "
                                         r"blocks.*0 \(Linear\)"):
         compress(nn.Sequential(nn.Linear(4, 4)), RTN())
@@ -140,13 +145,17 @@ def test_unknown_architectures_name_their_layers(model):
 def test_calls_that_cannot_be_are_refused_in_a_sentence(model, tmp_path):
     for words, call in (
         ("Unknown target 'q_prj'. Did you mean 'q_proj'", lambda: compress(model, RTN(), targets=("q_prj",))),
-        (r"layers = \[2\] is refused: the model's blocks are 0 to 1", lambda: compress(model, RTN(), layers=[2])),
+        (r"layers = \[2\] is refused: the model's blocks are the whole numbers 0 to 1", lambda: compress(model, RTN(), layers=[2])),
+        (r"layers = \['0'\] is refused", lambda: compress(model, RTN(), layers="0")),
         ("Nothing is left to compress", lambda: compress(model, RTN(), layers=[])),
         ("Noisy needs calibration", lambda: compress(model, Noisy())),
         ("Block-wise tuning needs calibration", lambda: compress(model, RTN(), tuning=BlockTuning())),
         ("is no quantiser", lambda: compress(model, lambda w: w)),
+        (r"RTN is a class; give .* RTN\(\)", lambda: compress(model, RTN)),
         ("RTN takes no budget", lambda: compress(model, RTN(), budget=2.5)),
-        ("Calibration takes token ids as whole numbers", lambda: compress(model, RTN(), calibration=torch.rand(2, 3))),
+        ("Calibration takes token ids as a tensor of whole numbers.*float32", lambda: compress(model, RTN(), calibration=torch.rand(2, 3))),
+        ("Calibration takes token ids .* not a list", lambda: compress(model, RTN(), calibration=[[1, 2]])),
+        ("ids go from 0 to 256; the model knows 0 to 255", lambda: compress(model, RTN(), calibration=torch.tensor([[0, 256]]))),
         ("There is no folder", lambda: compress(tmp_path / "nowhere", RTN())),
         ("holds no safetensors file", lambda: compress(tmp_path, RTN())),
         ("takes a model, a folder or a hub id, not a dict", lambda: compress({}, RTN())),
@@ -155,6 +164,32 @@ def test_calls_that_cannot_be_are_refused_in_a_sentence(model, tmp_path):
         with pytest.raises(UserError, match=words):
             call()
     assert not any(isinstance(m, CompressedLinear) for m in model.modules()), "nothing was changed before the refusal"
+
+
+@pytest.mark.parametrize(("name", "settings", "own"), [
+    ("rtn", {"bits": 2, "group_size": 16}, RTN(2, 16)),
+    ("gptq", {"bits": 2, "act_order": False}, GPTQ(UniformGrid(2, 64), act_order=False)),
+    ("rtn", {"bits": 2, "rank": 3, "magnitude": True}, Residual(RTN(2, 64), 3, True)),
+    ("loftq", {"bits": 2, "rank": 3, "magnitude": True}, Residual(LoftQ(NormalFloatGrid(2, 64), 3), 3, True)),
+    ("reallm", {"dim": 2, "rank": 3, "turns": 2}, ReALLM(VectorCode(2, 2), rank=3, turns=2))])
+def test_a_method_by_its_name_is_its_quantiser(model, name, settings, own):
+    some = {"calibration": IDS, "layers": [0], "targets": ["k_proj", "o_proj"]}
+    one, two = (compress(copy.deepcopy(model), q, **some) for q in (method(name, **settings), own))
+    assert same(one, two)
+
+
+def test_names_and_settings_that_are_no_quantisers(model):
+    assert same(compress(copy.deepcopy(model), "rtn"), compress(copy.deepcopy(model), RTN(3, 64)))
+    for words, call in (("compression method 'realm'. Did you mean 'reallm'", lambda: compress(model, "realm")),
+                        ("bit", lambda: method("rtn", bit=3)), ("bits", lambda: method("rtn", bits=9)),
+                        ("budget is a setting of a run .* `budget`", lambda: method("reallm", budget=3.0)),
+                        ("tune_lr is a setting of a run .* `tune_model", lambda: method("rtn", tune_lr=1e-3))):
+        with pytest.raises(UserError, match=words):
+            call()
+    with pytest.raises(UserError, match="smallest that the 10 candidates reach"):
+        compress(model, method("reallm"), budget=0.1, layers=[0], targets=["k_proj"])
+    kept = Residual(LoftQ(rank=2), 5)(model.model.layers[0].mlp.up_proj.weight)
+    assert len(kept.tensors["low_rank.a"]) == 2, "a low-rank part of its own is kept"
 
 
 def test_a_hub_id_without_a_network_is_explained(monkeypatch):

@@ -138,11 +138,12 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(model, tmp_path, way):
         done.save(tmp_path / "m")
 
 
-@pytest.mark.parametrize("harm", ["payload", "head", "cut", "gone", "manifest", "unfinished"])
+@pytest.mark.parametrize("harm", ["payload", "head", "cut", "gone", "manifest", "unfinished", "config"])
 def test_a_damaged_folder_is_refused_by_name(model, tmp_path, harm):
     folder = tmp_path / "m"
     compress(copy.deepcopy(model), RTN(2, 16), folder=folder)
-    file = folder / ("compression.json" if harm in ("manifest", "unfinished") else "block-00001.safetensors")
+    file = folder / {"manifest": "compression.json", "unfinished": "compression.json", "config": "config.json"}.get(
+        harm, "block-00001.safetensors")
     data = bytearray(file.read_bytes())
     if harm == "payload":
         data[-100] ^= 1
@@ -150,13 +151,14 @@ def test_a_damaged_folder_is_refused_by_name(model, tmp_path, harm):
         data[20] ^= 1
     elif harm == "manifest":
         data[data.index(b'"bits"') + 30] ^= 1
+    elif harm == "config":  # another base of the rotary positions: a model that runs, and is not the one saved
+        data[data.index(b"10000")] ^= 2
     if harm in ("gone", "unfinished"):
         file.unlink()
     else:
         file.write_bytes(data[:len(data) // 2] if harm == "cut" else data)
-    words = {"gone": "Cannot read "
-                     ".*block-00001", "manifest": "compression.json is "
-                                                  "damaged", "unfinished": "an unfinished compression"}
+    words = {"gone": "Cannot read .*block-00001", "manifest": "compression.json is damaged", "config": "config.json is damaged",
+             "unfinished": "an unfinished compression"}
     with pytest.raises(UserError, match=words.get(harm, "block-00001.safetensors is damaged: its checksum")):
         load(folder)
 
@@ -235,6 +237,52 @@ def test_a_matrix_that_is_done_is_not_done_again(model, tmp_path):
     done = compress(copy.deepcopy(model), Failing(), calibration=IDS, folder=tmp_path / "m")
     assert len(calls) == 10
     assert same(done, compress(copy.deepcopy(model), Noisy(), calibration=IDS))
+
+
+def test_trials_of_a_plan_are_not_made_again(model, tmp_path):
+    """Cut off within planning, and once more within the matrices; the budget alone may change before there is a matrix."""
+
+    @dataclass(frozen=True)
+    class Planner:
+        bits: int = 2
+        needs: ClassVar[frozenset[str]] = frozenset()
+
+        def plan(self, matrices, budget, trials=None):
+            for name, _ in matrices:
+                if name not in trials:
+                    tried.append(name)
+                    if len(tried) == fail_at:
+                        raise KeyboardInterrupt
+                    trials[name] = [self.bits, name]
+            return {name: RTN(int(budget), 16) for name in trials}
+
+        def __call__(self, weight, stats=None, generator=None):
+            raise AssertionError("every matrix has a plan")
+
+    tried, fail_at = [], 6
+    with pytest.raises(KeyboardInterrupt):
+        compress(copy.deepcopy(model), Planner(), budget=2.0, folder=tmp_path)
+    with pytest.raises(UserError, match=r"trials.json holds a compression with another quantiser"):
+        compress(copy.deepcopy(model), Planner(3), budget=2.0, folder=tmp_path)
+    file = tmp_path / "partial" / "trials.json"
+    whole = file.read_text()
+    file.write_text(whole[:-9])
+    with pytest.raises(UserError, match=r"trials.json is damaged"):
+        compress(copy.deepcopy(model), Planner(), budget=2.0, folder=tmp_path)
+    file.write_text(whole)
+
+    def stop(done, total, report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(copy.deepcopy(model), Planner(), budget=3.0, folder=tmp_path, progress=stop)
+    assert len(tried) == 15, "five, the one that failed, and the nine that were left"
+    with pytest.raises(UserError, match="another budget"):
+        compress(copy.deepcopy(model), Planner(), budget=2.0, folder=tmp_path)
+    done = compress(copy.deepcopy(model), Planner(), budget=3.0, folder=tmp_path)
+    assert same(done, compress(copy.deepcopy(model), RTN(3, 16)))
+    compress(copy.deepcopy(model), Planner(), budget=3.0, folder=tmp_path)
+    assert len(tried) == 15, "a finished model needs no plan"
 
 
 def test_a_folder_of_another_call_is_refused(model, tmp_path):

@@ -22,6 +22,7 @@ from workbench.datasets import corpora, language, pydoc
 from workbench.datasets.c4 import C4
 from workbench.datasets.pydoc import ByteTokenizer, Pydoc
 from workbench.datasets.wikitext2 import WikiText2
+from workbench.llm import ReALLM, VectorCode
 from workbench.method import Context
 from workbench.methods.compression._compression import Compression, restored
 from workbench.methods.compression.rtn import RTN, RTNCompression
@@ -120,6 +121,31 @@ def test_the_method_is_compress(tmp_path):
     assert [f["train/weight_error"] for f in figures] == pytest.approx([r.error for r in reports])
     assert [f["train/output_error"] for f in figures] == pytest.approx([r.weighted_error for r in reports], rel=1e-4)
     assert task.reference().model.layers[0].mlp.up_proj.weight.dtype == torch.float32, "the task's model is as it was"
+
+
+def test_a_plan_is_remembered_with_the_run_and_can_be_stopped(monkeypatch):
+    """Under a budget every shape is tried on every matrix before the first step ends: a run that goes on does not try them again."""
+    from workbench.llm import reallm_plan
+    from workbench.methods.compression.reallm import ReALLMCompression
+
+    task, values, ctx = tiny(), {"budget": 2.2, "sequences": 1, "turns": 2, "group_size": 16}, context()
+    shapes = tuple(ReALLM(VectorCode(bits=b, dim=1, group=16), permute="never") for b in (1, 2))
+    monkeypatch.setattr(reallm_plan, "default_candidates", lambda method: shapes)
+
+    def method() -> Compression:
+        return ReALLMCompression(parse(ReALLMCompression.Params, values, "reallm"))
+
+    polls = []
+    ctx.poll = lambda: polls.append(1)
+    state = method().init(task, ctx)
+    method().step(state, task, ctx)
+    assert len(polls) == len(state.trials) == 14
+    monkeypatch.setattr(reallm_plan, "_trial", lambda *a: pytest.fail("tried again"))
+    again = method()
+    while again.progress(state).done < 14:
+        again.step(state, task, ctx)
+    assert again.evaluate(state, task, ctx)["memory/bits_per_weight"] <= 2.2
+    assert {entry["meta"]["bits"] for entry in state.packed.values()} == {1, 2}
 
 
 def test_data_are_only_run_through_the_model_where_somebody_asks():

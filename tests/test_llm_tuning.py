@@ -43,18 +43,20 @@ def squeezed(model: nn.Module, rank: int = 4, magnitude: bool = True, **more) ->
 
 @pytest.mark.parametrize("magnitude", [False, True])
 def test_gradients_are_those_of_the_matrix(model, magnitude):
-    """Of A, B and m, against autograd through the matrix written out; the norm is held fixed, as DoRA does."""
+    """Of A, B and m, of the layer and of its ``weight``, against autograd through the matrix written out; the norm is held fixed, as
+    DoRA does."""
     layer = squeezed(model, magnitude=magnitude).layers()["model.layers.0.mlp.down_proj"]
     x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
     parameters = layer.train_factors()
     layer(x).square().sum().backward()
     got = [p.grad.clone() for p in parameters]
+    through = torch.autograd.grad((x @ layer.weight.T).square().sum(), parameters)
     a, b, *m = [p.detach().double().requires_grad_(True) for p in parameters]
     w = layer.code().double() + b @ a
     if m:
         w = w * (m[0] / w.detach().norm(dim=1))[:, None]
     expected = torch.autograd.grad((x.double() @ w.T).square().sum(), [a, b, *m])
-    for one, other in zip(got, expected, strict=True):
+    for one, other in zip([*got, *through], [*expected, *expected], strict=True):
         # sums of 176 products of numbers of size 1 to 100, in float32
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 

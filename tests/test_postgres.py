@@ -21,8 +21,11 @@ from tests.postgres import PASSWORD, Cluster, postgres, why_not
 from tests.tracking_helpers import expected, make_run, record_in_two_parts, wait_for
 from tracking.address import hide_secrets, passwords, public_uri, scrub, tracking_uri
 from tracking.errors import UserError
+from tracking.files import kept_in
+from tracking.folder import RunFolder
 from tracking.recorder import Recorder
 from tracking.server import START_S, start
+from tracking.store import Store
 from tracking.sync import sync
 
 WHY_NOT = why_not()
@@ -183,6 +186,29 @@ def test_no_password_anywhere(cluster, ui, tmp_path, caplog, monkeypatch):
     said += [path.read_text(errors="replace") for path in files]
     found = [text[:200] for text in said for secret in [*SECRETS, "wr@ng", "wr%40ng"] if secret in text]
     assert not found
+
+
+@pytest.mark.slow
+@needs_postgres
+def test_files_of_a_team_lie_where_its_server_looks_for_them(cluster, tmp_path, monkeypatch):
+    """Two people with homes of their own, straight to one database: no path of either is in it, and with a place named that all
+    machines share one reads what the other wrote, and MLflow's server, which knows the same variable, does, too.
+    """
+    uri = cluster.uri("runs")
+    for person, shared in (("ann", ""), ("bob", ""), ("cleo", str(tmp_path / "shared")), ("dan", str(tmp_path / "shared"))):
+        monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / person))
+        monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", shared)
+        store = Store(uri)
+        folder = make_run(tmp_path / person / "journals" / person, key=person, experiment="files")
+        run_id = store.open_run(folder.read_run())
+        store.log_artifacts(run_id, [folder.run_path])
+        location = store.client.get_run(run_id).info.artifact_uri
+        assert location == f"mlflow-artifacts:/files/{run_id}/artifacts"
+        place = Path(shared or tmp_path / person / "artifacts") / "files" / run_id / "artifacts" / "run.json"
+        assert place.read_bytes() == folder.run_path.read_bytes()
+        assert Path(kept_in(tmp_path / person)) in place.parents  # what tracking.server tells the server
+    fetched = store.fetch_file(store.open_run(RunFolder(tmp_path / "cleo" / "journals" / "cleo").read_run()), "run.json", tmp_path)
+    assert json.loads(fetched.read_text())["key"] == "cleo"
 
 
 def test_without_a_driver_the_extra_is_named(monkeypatch):

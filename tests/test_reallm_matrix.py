@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -226,15 +227,37 @@ def test_a_plan_is_the_best_choice_within_the_budget() -> None:
     shapes = tuple(ReALLM(VectorCode(bits=b, dim=2), rank=r, turns=2) for b, r in ((1, 0), (2, 0), (3, 0), (1, 4)))
     tried = {name: [s(w, None, torch.Generator().manual_seed(0)) for s in shapes] for name, w in matrices.items()}
     weights = sum(w.numel() for w in matrices.values())
-    plan = ReALLM(candidates=shapes).plan(matrices.items(), 3.0)
+    trials: dict = {}
+    plan = ReALLM(candidates=shapes).plan(matrices.items(), 3.0, trials)
+    options = [[(sum(packed.bits().values()), float((w - packed.dequantise()).square().sum() / w.square().sum())) for packed in tried[name]]
+               for name, w in matrices.items()]
+    for name, row in zip(matrices, options, strict=True):
+        # codebooks start at other random points here, so errors differ by some percent
+        assert [t[2] for t in trials[name]] == pytest.approx([error for _, error in row], rel=0.1, abs=1e-4)
+        assert [t[1] for t in trials[name]] == [bits for bits, _ in row]
+    fitting = [sum(t[2] for t in choice) for choice in itertools.product(*trials.values()) if sum(t[1] for t in choice) <= 3 * weights]
+    kinds = [(s.code, s.rank) for s in shapes]
+    picked = [next(t for t in trials[name] if kinds[t[0]] == (plan[name].code, plan[name].rank)) for name in matrices]
+    assert sum(t[2] for t in picked) == pytest.approx(min(fitting), rel=1e-12)
+    assert len(fitting) < 64, "the budget binds"
+    blank = ((name, torch.zeros_like(w)) for name, w in matrices.items())
+    assert ReALLM(candidates=shapes).plan(blank, 3.0, trials) == plan, "nothing is tried twice"
     spent = sum(sum(plan[name](w).bits().values()) for name, w in matrices.items())
     assert spent <= 3.0 * weights
     assert plan["low rank"].rank == 4
     assert plan["low rank"].candidates == ()
     assert all(method.permute != "auto" for method in plan.values())
+    with pytest.raises(UserError, match=r"smallest that the 4 candidates reach is \d\.\d{3}") as refused:
+        ReALLM(candidates=shapes).plan(matrices.items(), 0.5, trials)
+    named = float(str(refused.value).split()[-1].rstrip("."))
     least = sum(min(sum(packed.bits().values()) for packed in row) for row in tried.values()) / weights
-    with pytest.raises(UserError, match=f"smallest that the 4 candidates reach is {least:.3f}"):
-        ReALLM(candidates=shapes).plan(matrices.items(), 0.5)
+    assert least <= named < least + 1e-3
+    ReALLM(candidates=shapes).plan(matrices.items(), named, trials)  # what is named can be met
+    for wrong in (math.nan, "3", True):
+        with pytest.raises(UserError, match="a number of bits a weight"):
+            ReALLM().plan(matrices.items(), wrong)
+    with pytest.raises(UserError, match="uneven holds 1 weight that is not finite"):
+        ReALLM().plan([("uneven", torch.tensor([[1.0, math.nan]]))], 3.0)
 
 
 def test_default_candidates_span_bits_and_ranks() -> None:

@@ -16,7 +16,7 @@ from tracking.folder import RunFolder
 from tracking.journal import Journal
 from tracking.metrics import METRICS
 from tracking.recorder import Recorder
-from tracking.store import Store
+from tracking.store import GROUP, Store
 from tracking.styles import style_of
 from tracking.views import VIEWS, links_of, load, publish
 from tracking.views.saved import KNOWN, MAX_TAG, TAG, known_metrics, parse, read_back
@@ -145,7 +145,9 @@ def test_a_run_that_ends_brings_the_views_up_to_date_and_keeps_their_links(uri, 
     assert known_metrics(experiment.tags[load("costs").tag]) == {"eval/accuracy", "train/loss", "clock/wall_s", "comm/up_bytes"}
     assert links_of([folder], "off") == links_of([RunFolder(tmp_path / "none")], uri) == {}
     both = links_of([RunFolder(tmp_path / "k1"), folder], uri)
-    runs = [json.loads(unquote(part.partition("=")[2])) for part in both["these runs side by side"].partition("?")[2].split("&")]
+    *parts, mode = both["these runs side by side"].partition("?")[2].split("&")
+    assert mode == "workflowType=machine_learning"  # without it the page opens in MLflow's other mode
+    runs = [json.loads(unquote(part.partition("=")[2])) for part in parts]
     assert len(runs[0]) == 2
     assert runs[0][1] == run.info.run_id
     assert runs[1] == [run.info.experiment_id]
@@ -214,6 +216,26 @@ def test_a_study_publishes_the_views_and_links_to_them(uri, toy, own_home):
     assert json.loads((study.folder / "summary.json").read_text())["links"] == links
     shown = study.close()._repr_html_()  # again: the same
     assert all(f">{html.escape(links[name])}</a>" in shown for name in names)
+
+
+def test_charts_average_nothing_but_seeds(uri, toy, own_home):
+    """The views group by one tag: all that is not at its default from the start, and at a study's end what sets its groups apart."""
+    state = read_back(load("costs").value(1))
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": GROUP}]
+    assert state["useGroupedValuesInCharts"] is False  # along a metric MLflow would pair values of different steps
+    assert read_back(load("tradeoffs").value(1))["useGroupedValuesInCharts"] is True
+    study = Study("trial", "Trial", StudyParameters(profile="smoke", tracking_uri=uri))
+    jobs = [{"method": "toy", "task": "toy", "params": {"steps": steps, "lr": 0.2}} for steps in (3, 4)]
+    study.run(jobs, seeds=2, metric="eval/loss", progress=False)
+    store = Store(uri)
+
+    def groups() -> list[str]:
+        runs = store.client.search_runs([store.experiment("trial")], "params.method = 'toy'")
+        return sorted(f"{r.data.tags[GROUP]}, seed {r.data.params['seed']}" for r in runs)
+
+    assert groups() == [f"toy toy steps={steps} lr=0.2, seed {seed}" for steps in (3, 4) for seed in (0, 1)]
+    study.close()
+    assert groups() == [f"toy toy steps={steps}, seed {seed}" for steps in (3, 4) for seed in (0, 1)]
 
 
 def test_a_note_keeps_within_what_a_tag_may_hold():

@@ -48,4 +48,4 @@ def matching(experiment_id: str, terms: str, base: str = "") -> str:
 def compare(run_ids: Iterable[str], experiment_ids: Iterable[str], base: str = "") -> str:
     """Runs side by side: parallel coordinates, scatter, box and contour plots, and a table of what differs."""
     listed = [quote(json.dumps([*ids], separators=(",", ":")), safe="") for ids in (run_ids, experiment_ids)]
-    return f"{base}/#/compare-runs?runs={listed[0]}&experiments={listed[1]}"
+    return f"{base}/#/compare-runs?runs={listed[0]}&experiments={listed[1]}&{MODE}"

@@ -84,11 +84,11 @@ def table_html(table: Table) -> str:
     import pandas
 
     numeric = [pandas.api.types.is_numeric_dtype(t) and not pandas.api.types.is_bool_dtype(t) for t in table.data.dtypes]
-    head = "".join(f'<th scope="col"{_right(n)}>{_plain(_heading(c))}</th>' for c, n in zip(table.data.columns, numeric, strict=True))
+    head = "".join(f'<th scope="col"{_side(n)}>{_plain(_heading(c))}</th>' for c, n in zip(table.data.columns, numeric, strict=True))
     rows = []
     for values in table.data.itertuples(index=False, name=None):
-        cells = [f'<th scope="row">{_plain(cell_text(values[0]))}</th>'] if values else []
-        cells += [f"<td{_right(n or _is_figure(v))}>{_plain(cell_text(v))}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
+        cells = [f'<th scope="row"{_side(False)}>{_plain(cell_text(values[0]))}</th>'] if values else []
+        cells += [f"<td{_side(n or _is_figure(v))}>{_plain(cell_text(v))}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = _plain(table.caption)
     return (f'<div class="wide" role="group" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
@@ -182,8 +182,9 @@ def _is_figure(value: Any) -> bool:
     return isinstance(value, str) and " ± " in value and len(value) < 30
 
 
-def _right(numeric: bool) -> str:
-    return ' class="number"' if numeric else ""
+def _side(numeric: bool) -> str:
+    # text is told to stand left, because a notebook has a style of its own, in which every cell stands right
+    return ' class="number"' if numeric else ' style="text-align:left"'
 
 
 def _plain(value: Any) -> str:

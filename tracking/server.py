@@ -18,6 +18,7 @@ from tracking.address import available, public_uri, scrub, tracking_uri
 from tracking.address import home as default_home
 from tracking.database import make_tables, with_driver
 from tracking.errors import UserError
+from tracking.files import kept_in
 from tracking.shipping import one_line
 
 HOST = "127.0.0.1"
@@ -31,7 +32,7 @@ def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
     """Start ``mlflow server`` on this machine's own address and wait until it answers; return (process, its URL).
 
     ``port`` 0 takes a free one. The store is ``uri``, default the SQLite file under ``home``; files of runs that are
-    logged through the server go to ``home/artifacts``, where runs that write to the SQLite file directly put theirs.
+    logged through the server go to :func:`tracking.files.kept_in`, where runs that write to the database directly put theirs.
     The server's own log is ``home/server-<port>.log``. ``say`` hears how the start is going. End it with :func:`stop`.
 
     Raises:
@@ -50,7 +51,7 @@ def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
     root.mkdir(parents=True, exist_ok=True)
     # the address comes to the server by its environment: a command line, with the password in it, is read by everybody on the machine
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
-               "--artifacts-destination", str(root / "artifacts")]
+               "--artifacts-destination", kept_in(root)]
     environment = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": with_driver(address)}
     say(f"Looking at {public_uri(address)} …")
     _reach(address)

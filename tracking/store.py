@@ -8,19 +8,16 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from tracking import notes, pages
+from tracking import files, notes, pages
 from tracking.address import (  # this module is the front door for addresses, too
-    home,
+    home,  # noqa: F401
     public_uri,  # noqa: F401
-    sqlite_path,
     tracking_uri,  # noqa: F401
     ui_url,
 )
@@ -33,6 +30,9 @@ MAX_POINTS = 1000
 
 REMOTE_CONTROLS = ("stop", "pause", "resume")
 """What a person may write into a run's tag ``workbench.control``."""
+
+GROUP = "workbench.group"
+"""The tag whose equal values the saved views average."""
 
 _NOTE = "mlflow.note.content"
 _MLFLOW_STATUS = {"running": "RUNNING", "paused": "RUNNING", "finished": "FINISHED", "failed": "FAILED",
@@ -57,14 +57,6 @@ class Store:
         make_tables(uri)
         self.client = client_class()(with_driver(uri))
 
-    @property
-    def _artifact_root(self) -> Path | None:
-        """Where a store without a server of its own keeps files: beside a SQLite file, else in the workbench's home."""
-        if self.uri.startswith(("http://", "https://", "databricks")):
-            return None
-        database = sqlite_path(self.uri)
-        return (home() if database is None else database.parent) / "artifacts"
-
     # -- experiments and runs ----------------------------------------------------------------------------------
 
     def experiment(self, name: str) -> str:
@@ -82,10 +74,8 @@ class Store:
     def _create_experiment(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
 
-        root = self._artifact_root
         with contextlib.suppress(MlflowException):  # made by another process meanwhile; any other trouble shows below
-            self.client.create_experiment(name, None if root is None else str(root / re.sub(r"\W+", "_", name)),
-                                          tags={"mlflow.experimentKind": "custom_model_development"})
+            self.client.create_experiment(name, files.location(self.uri, name), tags={"mlflow.experimentKind": "custom_model_development"})
         found = self.client.get_experiment_by_name(name)
         if found is None:
             raise ConnectionError(f"experiment {name!r} could not be created")
@@ -115,7 +105,7 @@ class Store:
                 tags["mlflow.parentRunId"] = self.study_run(run["parent"], run["experiment"])
             run_id = self._create(experiment, run, tags)
         if found is None or _NOTE not in found.data.tags:  # new, or a crash came between
-            self._describe(run_id, run, {**run.get("tags", {}), **identity, _NOTE: notes.begun(run)})
+            self._describe(run_id, run, {GROUP: _group(run), **run.get("tags", {}), **identity, _NOTE: notes.begun(run)})
         return run_id, found is not None
 
     def study_run(self, key: str, experiment: str, name: str | None = None, params: Mapping[str, Any] | None = None,
@@ -181,6 +171,11 @@ class Store:
         """Replace the note ``before``; one that a person has edited stays."""
         if self.client.get_run(run_id).data.tags.get(_NOTE) == before:
             self.client.set_tag(run_id, _NOTE, after)
+
+    def put_tag(self, run_id: str, name: str, value: str) -> None:
+        """Give the run this tag, in place of an earlier value; nothing is written where it has it."""
+        if self.client.get_run(run_id).data.tags.get(name) != value:
+            self.client.set_tag(run_id, name, value)
 
     def describe_experiment(self, experiment: str, note: str) -> None:
         """Give an experiment (a name) its description, if it has none."""
@@ -250,21 +245,16 @@ class Store:
 
     def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
         """Copy files and the contents of folders to the run's artifacts, replacing older copies."""
-        where = self.client.get_run(run_id).info.artifact_uri
-        root = self._artifact_root
+        place = files.repository(self.uri, self.client, run_id)
         for path in paths:
-            if root is not None and where.startswith("mlflow-artifacts:"):
-                # the experiment was made through a server that keeps its files beside this database
-                target = root / urlsplit(where).path.lstrip("/")
-                target.mkdir(parents=True, exist_ok=True)
-                if path.is_dir():
-                    shutil.copytree(path, target, dirs_exist_ok=True)
-                else:
-                    shutil.copy2(path, target)
-            elif path.is_dir():
-                self.client.log_artifacts(run_id, str(path))
+            if path.is_dir():
+                place.log_artifacts(str(path))
             else:
-                self.client.log_artifact(run_id, str(path))
+                place.log_artifact(str(path))
+
+    def fetch_file(self, run_id: str, name: str, folder: Path) -> Path:
+        """Copy one of the run's artifacts into ``folder``, and return the copy."""
+        return Path(shutil.copy2(files.repository(self.uri, self.client, run_id).download_artifacts(name), folder))
 
     def run_url(self, run_id: str, experiment: str) -> str:
         """Deep link to a run of experiment ``experiment`` (a name)."""
@@ -274,6 +264,11 @@ class Store:
         """Deep link to the charts of experiment ``experiment`` (a name), best ``sort`` first, or as saved view ``view`` arranges them."""
         found, base = self.experiment(experiment), ui_url(self.uri)
         return pages.view(found, view, base) if view else pages.charts(found, sort, base)
+
+
+def _group(run: Mapping[str, Any]) -> str:
+    """By what charts average runs whose folder does not say it (those of an older version, say)."""
+    return " ".join(str(run["params"][name]) for name in ("method", "task") if name in run.get("params", {}))
 
 
 def _identity(run: Mapping[str, Any]) -> dict[str, str]:

@@ -49,8 +49,8 @@ def _make_paths_absolute() -> None:
     def absolute(path: str) -> str:
         return str(Path(os.path.expanduser(path)).absolute())
 
-    for name in ("WORKBENCH_HOME", "WORKBENCH_DATA", "WORKBENCH_CACHE"):
-        if os.environ.get(name):
+    for name in ("WORKBENCH_HOME", "WORKBENCH_DATA", "WORKBENCH_CACHE", "MLFLOW_ARTIFACTS_DESTINATION"):
+        if os.environ.get(name) and "://" not in os.environ[name]:
             os.environ[name] = absolute(os.environ[name])
     if plugins := os.environ.get("WORKBENCH_PLUGINS"):
         os.environ["WORKBENCH_PLUGINS"] = os.pathsep.join(absolute(path) for path in plugins.split(os.pathsep) if path)

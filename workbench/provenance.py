@@ -15,6 +15,7 @@ from typing import Any
 
 from tracking.errors import UserError
 from workbench import registry
+from workbench.grouping import short
 from workbench.spec import Job
 
 PACKAGES = ("torch", "numpy", "pandas", "pydantic", "mlflow-skinny", "efficient-workbench")
@@ -90,12 +91,21 @@ def describe_run(job: Job, *, experiment: str, attempt: int, parent: str | None,
     return {
         "key": spec.key, "name": spec.name, "experiment": experiment, "params": params, "parent": parent,
         "tags": {"workbench.attempt": str(attempt), "workbench.family": entry.family, "workbench.method": spec.method,
-                 "workbench.task": spec.task, "workbench.paper": entry.paper_url, "workbench.code": spec.code,
-                 "workbench.hardware": hardware(job.device), **tags},
+                 "workbench.task": spec.task, "workbench.group": setting(job), "workbench.paper": entry.paper_url,
+                 "workbench.code": spec.code, "workbench.hardware": hardware(job.device), **tags},
         "note": f"**{entry.title}** on `{spec.task}`, seed {spec.seed}. {entry.summary}"
                 + (f" [Paper]({entry.paper_url})" if entry.paper_url else ""),
         "spec": dict(spec.__dict__), "provenance": facts, "created": time.time(),
     }
+
+
+def setting(job: Job) -> str:
+    """What runs have in common that charts may average: method, task and every parameter that is not at its default, without the seed."""
+    words = [job.spec.method, job.spec.task]
+    for owner, prefix, values in ((job.method, "", job.spec.params), (job.task, "task.", job.spec.task_params)):
+        defaults = type(owner.params)().model_dump(mode="json")
+        words += [f"{prefix}{name}={short(value)}" for name, value in values.items() if value != defaults[name]]
+    return " ".join(words)
 
 
 def describe_data(job: Job) -> dict[str, Any]:

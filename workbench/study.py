@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tracking.report import Table
     from workbench.comparison import Comparison
+    from workbench.runs import Run
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PROFILES = ("smoke", "quick", "full")
@@ -79,6 +80,7 @@ class Study:
         self._claims: dict[str, Claim] = {}
         self._told: dict[str, Claim] = {}
         self._failures: dict[str, str] = {}
+        self.runs: list[Run] = []
         self._sections: dict[str, Any] = {}
 
     def choose(self, smoke: Any, quick: Any, full: Any) -> Any:
@@ -104,6 +106,7 @@ class Study:
             if ended.status != "finished":
                 spec = ended.spec
                 self._failures[ended.key] = f"{spec['method']} on {spec['task']}, seed {spec['seed']}: {ended.status}, {ended.reason}"
+        self.runs += result.runs
         return compare(result.runs, metric=metric)
 
     @property

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracking.address import public_uri
+
 if TYPE_CHECKING:
+    from tracking.store import Store
     from workbench.study import Study
 
 
@@ -34,6 +37,7 @@ def log(study: Study, uri: str, links: dict[str, str]) -> None:
 
     try:
         store = Store(uri)
+        _name_groups(study, store)
         # as tags, because a study may be run again with other parameters and MLflow's are written once
         given = study.parameters.model_dump(exclude={"tracking_uri"})
         tags = {"workbench.study": study.id, **{f"workbench.{k}": str(v) for k, v in given.items()},
@@ -51,6 +55,23 @@ def log(study: Study, uri: str, links: dict[str, str]) -> None:
         store.finish(run_id, "finished")
     except Exception as error:
         links["mlflow"] = f"not logged: {type(error).__name__}: {one_line(error, uri)}"
+
+
+def _name_groups(study: Study, store: Store) -> None:
+    """Tell the store what sets the groups of the study apart, which is shorter than all that a run begins with (``provenance.setting``).
+
+    Runs that were made for another experiment and came from the cache are left as they are there.
+    """
+    from tracking.store import GROUP
+    from workbench.grouping import group
+
+    where = public_uri(store.uri)
+    for g in group(study.runs)[0]:
+        setting = [word for word in g.label.split(" ")[1:] if word != g.task]
+        for run in g.runs:
+            run_id = run.folder.read_cursors().get(where, {}).get("run_id")
+            if run_id is not None and run.folder.read_run()["experiment"] == study.id:
+                store.put_tag(run_id, GROUP, " ".join([g.method, g.task, *setting]))
 
 
 def _counts(study: Study) -> str:

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 REPORTS, RUNS, EACH, REPEATS = 100_000, 50, 2_000, 9
 
 
 def main() -> list[dict[str, Any]]:
     """Rows ``{"name", "ours", "peer", "unit", "ratio", "n", "target", "met"}``."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["WORKBENCH_HOME"] = f"{folder}/home"
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"WORKBENCH_HOME": f"{folder}/home"}):
         from tests.explorer_wire import made_run
 
         one = [made_run(Path(folder) / "one", 1, REPORTS)]

@@ -4,9 +4,9 @@ MLflow keeps a named arrangement of the runs page in a tag of the experiment, ``
 link's ``viewStateShareKey`` names it. That is how its own Share button works; it is no documented interface, so :data:`KNOWN` lists the
 versions on whose server a browser has shown these views, and :mod:`tracking.views.publishing` refers people on other ones to the report.
 
-What is shown is in JSON files beside this one: ``name``, ``about``, ``group_by`` (parameters), and ``charts``, each with ``section``,
-``y``, and ``x`` (``"step"`` or a metric) or ``scatter`` (a metric on the horizontal axis, last values); or else, for a table,
-``columns`` (parameters and metrics) and ``sort`` (metrics, of which the first that is reported counts).
+What is shown is in JSON files beside this one: ``name``, ``about``, ``group_by`` (parameters, or tags ``workbench.…``), and ``charts``,
+each with ``section``, ``y``, and ``x`` (``"step"`` or a metric) or ``scatter`` (a metric on the horizontal axis, last values); or else,
+for a table, ``columns`` (parameters and metrics) and ``sort`` (metrics, of which the first that is reported counts).
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class View:
 
         Raises :class:`UserError` when it is longer than a tag may be.
         """
-        state = {"searchFilter": ONLY_RUNS, "groupBy": self._grouping(), "useGroupedValuesInCharts": True,
+        # along a metric MLflow 3.17 pairs a group's n-th values, whatever their steps: such curves stay single
+        averaged = all(c.points or c.x == "step" for c in self.charts)
+        state = {"searchFilter": ONLY_RUNS, "groupBy": self._grouping(), "useGroupedValuesInCharts": averaged,
                  **self._order(), **(self._cards(reported) if self.charts else self._table())}
         packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
         text = json.dumps({"name": self.name, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
@@ -145,7 +147,8 @@ class View:
     def _grouping(self) -> dict[str, Any] | None:
         if not self.group_by:
             return None
-        return {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": name} for name in self.group_by]}
+        keys = [{"mode": "tag" if name.startswith("workbench.") else "param", "groupByData": name} for name in self.group_by]
+        return {"aggregateFunction": "average", "groupByKeys": keys}
 
 
 def load(id: str) -> View:

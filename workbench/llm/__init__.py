@@ -3,10 +3,9 @@ judges a model.
 
 Works without the bench; transformers, safetensors and peft are imported where needed. ::
 
-    from workbench.llm import Residual, compress, load, perplexity
-    from workbench.methods.compression.rtn import RTN
+    from workbench.llm import compress, load, method, perplexity
 
-    small = compress("folder/of/a/model", Residual(RTN(bits=3), rank=8), folder="compressed")  # goes on where it was cut off
+    small = compress("folder/of/a/model", method("reallm", bits=2, rank=8), folder="compressed")  # goes on where it was cut off
     print(small.report())
     print(perplexity(small, tokenizer, text))
     small = load("compressed")
@@ -26,6 +25,7 @@ _HOMES = {
     "perplexity": "workbench.llm.evaluation", "generate": "workbench.llm.evaluation",
     "BlockTuning": "workbench.llm.tuning", "tune_model": "workbench.llm.tuning",
     "ReALLM": "workbench.llm.reallm", "VectorCode": "workbench.llm.reallm", "Autoencoder": "workbench.llm.reallm",
+    "method": "workbench.llm.named",
     "Residual": "workbench.llm.low_rank", "to_peft": "workbench.llm.adapters", "from_peft": "workbench.llm.adapters",
 }
 __all__ = [*_HOMES]

@@ -80,11 +80,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _list_name(model: nn.Module) -> str:
-    lists = {name: module for name, module in model.named_modules()
-             if isinstance(module, nn.ModuleList) and any(isinstance(m, nn.Linear) for m in module.modules())}
+    every = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
     for name in KNOWN_LISTS:
-        if name in lists:
+        if name in every:
             return name
+    lists = {name: module for name, module in every.items() if any(isinstance(m, nn.Linear) for m in module.modules())}
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     equal = [name for name in outer if len({type(block) for block in lists[name]}) == 1]
     if len(equal) == 1:
@@ -93,8 +93,18 @@ def _list_name(model: nn.Module) -> str:
         f"The decoder blocks of {type(model).__name__} were not recognised: "
         + (f"several lists could be them ({', '.join(equal)}). "
            f"" if equal else "no list of equal blocks holds nn.Linear layers. ")
-        + f"Its layers: {', '.join(f'{name} ({type(m).__name__})' for name, m in model.named_children())}. "
+        + f"Its layers: {', '.join(_outline(model))}. "
         f"Known layouts keep them in {', '.join(KNOWN_LISTS)}.")
+
+
+def _outline(model: nn.Module) -> list[str]:
+    """Layers two levels deep, the blocks of a list by the first of them."""
+    found = []
+    for name, child in model.named_children():
+        found.append(f"{name} ({type(child).__name__})")
+        found += [f"{name}.{inner} ({type(m).__name__}{f' of {type(m[0]).__name__}' if isinstance(m, nn.ModuleList) and len(m) else ''})"
+                  for inner, m in child.named_children()]
+    return found
 
 
 def _refuse_others(block: nn.Module, prefix: str) -> None:
@@ -117,8 +127,8 @@ def _check_targets(wanted: tuple[str, ...], linear: list[str]) -> None:
 def _indices(layers: Iterable[int] | None, count: int) -> set[int]:
     if layers is None:
         return set(range(count))
-    chosen = set(layers)
-    wrong = sorted(i for i in chosen if not 0 <= i < count)
+    chosen = set(layers) if isinstance(layers, Iterable) else {layers}
+    wrong = sorted((i for i in chosen if not isinstance(i, int) or not 0 <= i < count), key=repr)
     if wrong:
-        raise UserError(f"layers = {wrong} is refused: the model's blocks are 0 to {count - 1}.")
+        raise UserError(f"layers = {wrong} is refused: the model's blocks are the whole numbers 0 to {count - 1}.")
     return chosen

@@ -42,49 +42,51 @@ class LayerStatistics:
 
 
 class _Stop(Exception):
-    """Ends a forward pass at the first block."""
+    """Ends a forward pass at the last block."""
+
+
+Call = tuple[tuple, dict[str, Any]]
+"""Arguments of a block behind the hidden states, by place and by name."""
 
 
 @dataclass
 class Stream:
-    """Hidden states of the calibration sequences at the entrance of a block, and how a block is called.
+    """Hidden states of the calibration sequences at the entrance of a block, and how each block is called.
 
     ``hidden`` (n, length, width) is all that has to be remembered between two blocks; the rest is found anew from the
-    model.
+    model. Blocks of one model may be called differently: some attend to a window, some to all, with other rotary
+    positions.
     """
 
     hidden: Tensor
-    calls: dict[int, tuple[tuple, dict[str, Any]]]
-    """Further arguments of a block, by batch size."""
+    by_block: list[dict[int, Call]]
+    """For each block its further arguments, by batch size."""
     batch: int
+    at: int = 0
+    """Number of the block at whose entrance the stream is."""
+    prefix: str = "blocks"
+    """Name of the list of blocks, for messages."""
 
     @classmethod
     @torch.no_grad()
     def at_entrance(cls, model: nn.Module, layout: Layout, ids: Tensor, batch: int = 4) -> Stream:
         """Run what stands before the first block, and no block, on token ids (n, length)."""
-        if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
-            raise UserError(f"Calibration takes token ids as whole numbers (sequences, length), not {ids.dtype} "
-                            f"{tuple(ids.shape)}.")
-        caught: list[Tensor] = []
-        calls: dict[int, tuple[tuple, dict[str, Any]]] = {}
+        _check_ids(model, ids)
+        blocks = layout.blocks(model)
+        hidden, by_block = [], [{} for _ in blocks]
+        for part in ids.to(device_of(model)).split(batch):
+            first, calls = _entrance(model, blocks, part)
+            hidden.append(first)
+            for known, call in zip(by_block, calls, strict=True):
+                known[len(part)] = call
+        stream = cls(torch.cat(hidden), by_block, batch, 0, layout.prefix)
+        stream._check(stream.hidden, {n: p for n, p in model.named_parameters() if not n.startswith(f"{layout.prefix}.")})
+        return stream
 
-        def catch(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            kwargs = dict(kwargs)
-            hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
-            caught.append(hidden)
-            calls[len(hidden)] = tuple(rest), kwargs
-            raise _Stop
-
-        hook = layout.blocks(model)[0].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            for part in ids.to(device_of(model)).split(batch):
-                try:
-                    model(part, use_cache=False)
-                except _Stop:
-                    continue
-        finally:
-            hook.remove()
-        return cls(torch.cat(caught), calls, batch)
+    @property
+    def calls(self) -> dict[int, Call]:
+        """Further arguments of the present block, by batch size."""
+        return self.by_block[self.at]
 
     def run(self, block: nn.Module) -> Iterator[Tensor]:
         """Outputs of a block, a batch at a time."""
@@ -99,13 +101,30 @@ class Stream:
 
     @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
-        """Replace the hidden states by the block's outputs."""
+        """Replace the hidden states by the block's outputs: the stream is then at the next block."""
         with dense(block):  # every batch multiplies by the same matrices
-            self.hidden = torch.cat(list(self.run(block)))
+            hidden = torch.cat(list(self.run(block)))
+        self._check(hidden, self._named(block))
+        self.hidden, self.at = hidden, self.at + 1
+
+    def _named(self, block: nn.Module) -> dict[str, Tensor]:
+        return {f"{self.prefix}.{self.at}.{name}": p for name, p in block.named_parameters()}
+
+    @staticmethod
+    def _check(hidden: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Hidden states that are not finite are laid to the parameters that they came through."""
+        if bool(hidden.isfinite().all()):
+            return
+        bad = [name for name, p in parameters.items() if not p.is_meta and not bool(p.isfinite().all())]
+        raise UserError(f"Calibration met nan or inf: {', '.join(bad)} {'hold' if len(bad) > 1 else 'holds'} such weights. Mend the model."
+                        if bad else f"Calibration met nan or inf: the hidden states leave the range of {hidden.dtype}. Compress in a "
+                                    "wider type, or calibrate on other text.")
 
     def to(self, device: torch.device | str) -> Stream:
         """The same stream on a device."""
-        return Stream(self.hidden.to(device), {size: _moved(call, device) for size, call in self.calls.items()}, self.batch)
+        memo: dict[int, Tensor] = {}
+        by_block = [{size: _moved(call, device, memo) for size, call in calls.items()} for calls in self.by_block]
+        return Stream(self.hidden.to(device), by_block, self.batch, self.at, self.prefix)
 
     @torch.no_grad()
     def statistics(self, block: nn.Module, linears: Mapping[str, nn.Module], seed: int, samples: int = 1024) -> dict[str, LayerStatistics]:
@@ -114,7 +133,8 @@ class Stream:
         gather = _Gather(self.hidden.shape[0] * self.hidden.shape[1], samples, seed)
         hooks = [module.register_forward_pre_hook(lambda m, args, name=name: gather.see(name, args[0])) for name, module in linears.items()]
         try:
-            for _ in self.run(block):
+            for out in self.run(block):
+                self._check(out, self._named(block))
                 gather.end_of_batch()
         finally:
             for hook in hooks:
@@ -125,13 +145,54 @@ class Stream:
         return {name: gather.sums[gather.leader[name]] for name in linears}
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    """Arguments of a block with their tensors on a device."""
+def _check_ids(model: nn.Module, ids: Tensor) -> None:
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        given = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise UserError(f"Calibration takes token ids as a tensor of whole numbers (sequences, length), not {given}.")
+    words, (least, most) = getattr(getattr(model, "config", None), "vocab_size", None), torch.stack(ids.aminmax()).tolist()
+    if least < 0 or (words is not None and most >= words):
+        raise UserError(f"The calibration ids go from {least} to {most}; the model knows 0 to {'…' if words is None else words - 1}. "
+                        "Encode the text with the model's own tokenizer.")
+
+
+def _entrance(model: nn.Module, blocks: nn.ModuleList, ids: Tensor) -> tuple[Tensor, list[Call]]:
+    """Hidden states at the first block, and the call of every block: each hands on what it was given, uncomputed."""
+    before = [vars(block).get("forward") for block in blocks]  # set on the block itself by libraries that spread a model over devices
+    for wrapped in (False, True):  # some models take the first of a block's outputs, some the output
+        caught: list[tuple[Any, Call]] = []
+
+        def forward(*args: Any, caught: list[tuple[Any, Call]] = caught, wrapped: bool = wrapped, **kwargs: Any) -> Any:
+            hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
+            caught.append((hidden, (tuple(rest), kwargs)))
+            if len(caught) == len(blocks):
+                raise _Stop
+            return (hidden,) if wrapped else hidden
+
+        try:
+            for block in blocks:
+                block.forward = forward
+            model(ids, use_cache=False)
+        except _Stop:
+            return caught[0][0], [call for _, call in caught]
+        except Exception:
+            if wrapped or not caught:
+                raise
+        finally:
+            for block, own in zip(blocks, before, strict=True):
+                vars(block).pop("forward", None)  # the method of its class is there again
+                if own is not None:
+                    block.forward = own
+    raise UserError(f"{type(model).__name__} did not run through its {len(blocks)} blocks one after another; such a model cannot be "
+                    "calibrated block by block.")
+
+
+def _moved(value: Any, device: torch.device | str, memo: dict[int, Tensor]) -> Any:
+    """Arguments of a block with their tensors on a device; ``memo``: those that are there already, for blocks share them."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return memo.setdefault(id(value), value.to(device))
     if isinstance(value, dict):
-        return {name: _moved(v, device) for name, v in value.items()}
-    return type(value)(_moved(v, device) for v in value) if type(value) in (list, tuple) else value
+        return {name: _moved(v, device, memo) for name, v in value.items()}
+    return type(value)(_moved(v, device, memo) for v in value) if type(value) in (list, tuple) else value
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -23,6 +24,7 @@ from workbench.llm.storage import (
     MANIFEST,
     MARK,
     facts_of,
+    file_sha256,
     libraries,
     packed_from,
     read_manifest,
@@ -34,12 +36,12 @@ from workbench.llm.storage import (
 if TYPE_CHECKING:
     from tracking.report import Table
 
-OUTSIDE = "outside.safetensors"
+CONFIG, OUTSIDE = "config.json", "outside.safetensors"
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json",
           "merges.txt", "added_tokens.json", "chat_template.jinja")
 
 
-@dataclass
+@dataclass(repr=False)
 class Compressed:
     """A model whose matrices are compressed, with what became of each."""
 
@@ -51,6 +53,9 @@ class Compressed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Compressed({type(self.model).__name__}: {len(self.layers())} matrices at {self.bpw():.3f} bits a weight)"
 
     def layers(self) -> dict[str, CompressedLinear]:
         """The compressed layers by name."""
@@ -158,11 +163,13 @@ def finish_folder(folder: Path, compressed: Compressed, files: Mapping[str, Mapp
     files = dict(files) | {OUTSIDE: write_tensors(folder / OUTSIDE, outside, {})}
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # that of a file the model was read from
-    write_atomic(folder / "config.json", json.dumps(config, indent=1, sort_keys=True, default=str))
+    text = json.dumps(config, indent=1, sort_keys=True, default=str)
+    write_atomic(folder / CONFIG, text)
     for name in COPIED:
         if compressed.origin is not None and (compressed.origin / name).is_file():
             shutil.copyfile(compressed.origin / name, folder / name)
-    write_manifest(folder, {"files": files, "recipe": recipe, "prefix": compressed.layout.prefix, "matrices": compressed.layout.names,
+    write_manifest(folder, {"files": files, "config": hashlib.sha256(text.encode()).hexdigest(),
+                            "recipe": recipe, "prefix": compressed.layout.prefix, "matrices": compressed.layout.names,
                             "reports": {name: asdict(r) for name, r in compressed.reports.items()}})
 
 
@@ -179,6 +186,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     folder = Path(folder)
     manifest = read_manifest(folder)
     libraries("transformers", "accelerate")
+    _check_config(folder, manifest)
     model = skeleton(folder)
     layout = Layout(manifest["prefix"], tuple(tuple(names) for names in manifest["matrices"]))
     for file, facts in manifest["files"].items():
@@ -190,6 +198,15 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
         raise UserError(f"{folder} lacks {', '.join(empty[:5])}: the compressed model is not whole. Compress again.")
     reports = {name: MatrixReport(**(r | {"shape": tuple(r["shape"])})) for name, r in manifest["reports"].items()}
     return Compressed(model.to(device), layout, reports, folder)
+
+
+def _check_config(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """A configuration that was altered makes another model of the same weights."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} lacks {CONFIG}: the compressed model is not whole. Take an intact copy, or compress again.")
+    if file_sha256(path) != manifest["config"]:
+        raise UserError(f"{path} is damaged: its checksum does not fit the manifest's. Take an intact copy, or compress again.")
 
 
 def payload_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

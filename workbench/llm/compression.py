@@ -15,22 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from tracking.errors import UserError
+from tracking.folder import write_atomic
 from tracking.memory import give_back
 from workbench.llm.architecture import device_of, layout_of
 from workbench.llm.calibration import LayerStatistics, Stream, fisher
 from workbench.llm.compressed import Compressed, file_of, finish_folder, payload_of, write_block
 from workbench.llm.linear import replace
-from workbench.llm.matrix import MatrixReport, check_quantiser, describe, judge, quantise
+from workbench.llm.matrix import MatrixReport, check_quantiser, describe, judge, plan_of, quantise
+from workbench.llm.named import method
 from workbench.llm.packed import Packed
 from workbench.llm.source import Folder, Memory, source_of
 from workbench.llm.storage import MANIFEST, checksum, facts_of, file_sha256, packed_from, read_manifest, read_tensors, write_tensors
 from workbench.llm.tuning import BlockTuning, tune_block
 
+TRIALS = "trials.json"
 Progress = Callable[[int, int, MatrixReport], None]
 """Called after each matrix with how many are done, how many there are, and what became of this one."""
 
 
-def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *, calibration: Tensor | None = None,
+def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed] | str, *, calibration: Tensor | None = None,
              folder: str | Path | None = None, layers: Iterable[int] | None = None, targets: Iterable[str] | None = None,
              budget: float | None = None, tuning: BlockTuning | None = None, progress: Progress | None = None, seed: int = 0,
              dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Compressed:
@@ -39,9 +42,10 @@ def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *,
     Embeddings, norms and the head stay as they are, tied or not; :meth:`Compressed.kept` lists them.
 
     Args:
-        model: a Hugging Face causal language model (or one of the same layout), which is changed in place; or a folder
-            or hub id, whose safetensors are then read one block at a time.
-        quantiser: what compresses one matrix, see :class:`workbench.llm.matrix.Quantiser`.
+        model: a Hugging Face causal language model (or one of the same layout), which is changed in place and left in evaluation
+            mode; or a folder or hub id, whose safetensors are then read one block at a time.
+        quantiser: what compresses one matrix, see :class:`workbench.llm.matrix.Quantiser`; or the name of a method, which is then
+            taken with its defaults (:func:`workbench.llm.named.method` takes settings).
         calibration: token ids (sequences, length). Needed by a quantiser that asks for statistics, and by ``tuning``;
             otherwise it only adds the activation-weighted errors to the report. The inputs of a block come through the
             compressed blocks before it.
@@ -50,7 +54,8 @@ def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *,
         layers: indices of the blocks to compress; ``None``: all.
         targets: last parts of the names of the layers to compress, such as ``q_proj``; ``None``: all linear layers of
             the blocks.
-        budget: bits a weight to keep to, for a quantiser that plans (``plan(matrices, budget)``).
+        budget: bits a weight to keep to, all terms, over all matrices, for a quantiser that plans: ``plan(matrices, budget)`` gives
+            a quantiser for each name. One that also takes ``trials``, a mapping from names to JSON, goes on where it was cut off.
         tuning: tune the low-rank parts and magnitudes of each block, once its matrices are compressed, to the outputs
             of the block as it was.
         progress: called after each matrix.
@@ -59,12 +64,14 @@ def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed], *,
         device: where blocks are compressed, such as ``cuda``. A block is moved there and, compressed, to where it was; of
             the model only the present block and the calibration's hidden states take room there. ``None``: where the model is.
     """
+    quantiser = method(quantiser) if isinstance(quantiser, str) else quantiser
     source = source_of(model)
     if isinstance(source, Folder):
         source.dtype = dtype
     elif dtype is not None:
         raise UserError("`dtype` is for models that are read from a folder; cast the model before you give it.")
     source.layout = layout_of(source.model, targets, layers)
+    source.model.eval()  # what is dropped at random in training would enter the statistics
     if not source.layout.matrices:
         raise UserError("Nothing is left to compress: `layers` or `targets` leave out every matrix.")
     needs = check_quantiser(quantiser)
@@ -103,8 +110,8 @@ class _Work:
             recipe = self.recipe(budget)
             self._open_folder(recipe)
         mark = {"recipe": json.dumps(recipe, sort_keys=True)}
-        if budget is not None:
-            self._plan(budget)
+        if budget is not None and not (self.folder and all((self.folder / file_of(i)).is_file() for i in range(len(layout.names)))):
+            self._plan(budget, recipe)
         squares = {}
         if "fisher" in self.quantiser.needs:
             with torch.enable_grad():
@@ -146,7 +153,8 @@ class _Work:
                     tune_block(stream, block, target, self.tuning, self.seed, index)
         if stream is not None:
             self._move(block)
-            stream.advance(block)
+            if any(self.source.layout.names[index + 1:]):  # behind the last matrix nobody looks at the stream
+                stream.advance(block)
         if self.device is not None:
             block.to(home)
         if finished:
@@ -185,12 +193,8 @@ class _Work:
             if self.progress is not None:
                 self.progress(len(self.reports), len(self.source.layout.matrices), self.reports[name])
 
-    def _plan(self, budget: float) -> None:
+    def _plan(self, budget: float, recipe: Mapping[str, Any]) -> None:
         """Let the quantiser choose for each matrix under the budget; it sees the matrices one after another."""
-        plan = getattr(self.quantiser, "plan", None)
-        if plan is None:
-            raise UserError(f"{type(self.quantiser).__name__} takes no budget: its bits follow from its settings.")
-
         def matrices() -> Iterable[tuple[str, Tensor]]:
             for index, names in enumerate(self.source.layout.names):
                 block = self.source.open(index)
@@ -199,7 +203,9 @@ class _Work:
                     yield name, weight.detach().to(self.device or weight.device, torch.float32)
                 self.source.close(index)
 
-        self.plan = plan(matrices(), budget)
+        # what was tried on a matrix is kept like the matrix itself: a plan takes longer than the compression that it is for
+        trials = {} if self.folder is None else _TrialFile(self.folder / "partial" / TRIALS, recipe)
+        self.plan = plan_of(self.quantiser, matrices(), budget, trials)
 
     # --- the folder -------------------------------------------------------------------------------------------
 
@@ -239,6 +245,23 @@ class _Work:
         self.reports |= {r["name"]: _report(r) for r in json.loads(head["reports"])}
         for name, facts in json.loads(head["matrices"]).items():
             replace(block, name.removeprefix(prefix), packed_from(facts, payload_of(name, tensors)))
+
+
+class _TrialFile(dict[str, Any]):
+    """A mapping that is written to its file at each new entry. What it holds does not depend on the budget."""
+
+    def __init__(self, path: Path, recipe: Mapping[str, Any]) -> None:
+        self.path, self.recipe = path, json.loads(json.dumps({key: value for key, value in recipe.items() if key != "budget"}))
+        try:
+            found = json.loads(path.read_text()) if path.is_file() else {"recipe": self.recipe, "trials": {}}
+        except ValueError:
+            raise UserError(f"{path} is damaged. Remove it and call compress() again.") from None
+        _same(self.recipe, found["recipe"], path)
+        super().__init__(found["trials"])
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        write_atomic(self.path, json.dumps({"recipe": self.recipe, "trials": self}))
 
 
 def checksum_of_names(names: list[str]) -> str:

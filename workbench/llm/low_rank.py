@@ -38,9 +38,21 @@ def with_low_rank(packed: Packed, a: Tensor, b: Tensor, magnitude: bool = False)
     """The same code with factors A (r, q), B (p, r), stored in fp16; with a magnitude (fp32) that leaves the rows as
     they are."""
     tensors = packed.tensors | {"low_rank.a": a.to(torch.float16), "low_rank.b": b.to(torch.float16)}
-    if magnitude:
-        tensors["magnitude"] = row_norm(packed.code(), tensors["low_rank.a"], tensors["low_rank.b"])
-    return Packed(packed.format, packed.shape, tensors, packed.meta)
+    packed = Packed(packed.format, packed.shape, tensors, packed.meta)
+    return with_magnitude(packed) if magnitude else packed
+
+
+def with_magnitude(packed: Packed) -> Packed:
+    """The same matrix with the norms of its rows as numbers of their own, fp32."""
+    norm = row_norm(packed.code(), packed.tensors.get("low_rank.a"), packed.tensors.get("low_rank.b"))
+    return Packed(packed.format, packed.shape, packed.tensors | {"magnitude": norm}, packed.meta)
+
+
+def completed(packed: Packed, weight: Tensor, rank: int, magnitude: bool) -> Packed:
+    """The compressed ``weight`` (p, q) with the low-rank part and the magnitude that were asked for, where it has none of its own."""
+    if rank and "low_rank.a" not in packed.tensors:
+        packed = with_low_rank(packed, *factors(weight.float() - packed.code(), min(rank, *weight.shape)))
+    return with_magnitude(packed) if magnitude and "magnitude" not in packed.tensors else packed
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Residual:
     """Any quantiser, and the low-rank part of what it leaves over: ``Q = quantiser(W)``, ``B A = SVD_r(W - Q)``.
 
     The quantise-first order with a single pass (LoftQ with T = 1: Li et al., ICLR 2024). A rank above what a matrix
-    has is cut to that.
+    has is cut to that; 0 adds none. A quantiser that gives a low-rank part or a magnitude keeps its own.
     """
 
     quantiser: Callable[..., Packed]
@@ -60,6 +72,4 @@ class Residual:
         return self.quantiser.needs
 
     def __call__(self, weight: Tensor, stats: Any = None, generator: torch.Generator | None = None) -> Packed:
-        packed = self.quantiser(weight, stats, generator)
-        a, b = factors(weight - packed.code(), min(self.rank, *weight.shape))
-        return with_low_rank(packed, a, b, self.magnitude)
+        return completed(self.quantiser(weight, stats, generator), weight, self.rank, self.magnitude)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -58,6 +59,8 @@ class MatrixReport:
 def check_quantiser(quantiser: Any) -> frozenset[str]:
     """Its needs; an object that is none, or asks for what nobody gathers, raises :class:`tracking.errors.UserError`."""
     needs = getattr(quantiser, "needs", None)
+    if isinstance(quantiser, type):
+        raise UserError(f"{quantiser.__name__} is a class; give a quantiser with its settings, such as {quantiser.__name__}().")
     if not callable(quantiser) or needs is None:
         raise UserError(f"{quantiser!r} is no quantiser: it must be callable and say in `needs` what statistics it "
                         f"takes, of {sorted(NEEDS)}.")
@@ -66,15 +69,30 @@ def check_quantiser(quantiser: Any) -> frozenset[str]:
     return frozenset(needs)
 
 
-@torch.no_grad()
-def quantise(name: str, weight: Tensor, quantiser: Callable[..., Packed], stats: LayerStatistics | None, seed: int) -> Packed:
-    """Compress one matrix. A weight that is not finite, or a quantiser that gives one, raises
-    :class:`tracking.errors.UserError`."""
+def plan_of(quantiser: Any, matrices: Iterable[tuple[str, Tensor]], budget: float,
+            trials: MutableMapping[str, Any]) -> Mapping[str, Callable[..., Packed]]:
+    """The quantiser's choice for each matrix under a budget; ``trials``, if it takes them, is what it remembers of each matrix."""
+    plan = getattr(quantiser, "plan", None)
+    if plan is None:
+        raise UserError(f"{type(quantiser).__name__} takes no budget: its bits follow from its settings.")
+    remembered = {"trials": trials} if "trials" in signature(plan).parameters else {}
+    return plan(matrices, budget, **remembered)
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """A matrix with a weight that is nan or infinite raises :class:`tracking.errors.UserError` with its name."""
     bad = int((~weight.isfinite()).sum())
     if bad:
         raise UserError(f"{name} holds {bad} {'weight that is' if bad == 1 else 'weights that are'} not finite (nan "
                         f"or inf). Mend the model, or "
                         "leave the matrix out of `targets`.")
+
+
+@torch.no_grad()
+def quantise(name: str, weight: Tensor, quantiser: Callable[..., Packed], stats: LayerStatistics | None, seed: int) -> Packed:
+    """Compress one matrix. A weight that is not finite, or a quantiser that gives one, raises
+    :class:`tracking.errors.UserError`."""
+    check_finite(name, weight)
     packed = quantiser(weight.detach().float(), stats, torch.Generator().manual_seed(derive_seed(seed, name)))
     if packed.shape != tuple(weight.shape):
         raise UserError(f"{type(quantiser).__name__} gave a matrix {packed.shape} for {name}, whose shape is "

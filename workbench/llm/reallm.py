@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from workbench.llm.reallm_identity import Coded, VectorCode
 from workbench.llm.reallm_lowrank import Importance, alternate
 from workbench.llm.reallm_network import Autoencoder
 from workbench.llm.vq.ordering import order_columns
+
+if TYPE_CHECKING:
+    from workbench.llm.reallm_plan import Trials
 
 Permute = Literal["auto", "always", "never"]
 Weighting = Literal["none", "scale", "hessian", "fisher"]
@@ -81,11 +84,11 @@ class ReALLM:
             tensors["magnitude"] = row_norm(found.code.value, found.a, found.b) if self.magnitude == "approximation" else weight.norm(dim=1)
         return Packed("vq" if isinstance(self.code, VectorCode) else "autoencoder", tuple(weight.shape), tensors, found.code.meta)
 
-    def plan(self, matrices: Iterable[tuple[str, Tensor]], budget: float) -> dict[str, ReALLM]:
+    def plan(self, matrices: Iterable[tuple[str, Tensor]], budget: float, trials: Trials | None = None) -> dict[str, ReALLM]:
         """Choose a shape for each matrix under a budget of bits a weight over all; see :func:`workbench.llm.reallm_plan.plan`."""
         from workbench.llm.reallm_plan import default_candidates, plan
 
-        return plan(self.candidates or default_candidates(self), matrices, budget)
+        return plan(self.candidates or default_candidates(self), matrices, budget, trials)
 
     def _check(self) -> None:
         for name, value, allowed in (("permute", self.permute, Permute), ("weighting", self.weighting, Weighting),

@@ -23,7 +23,7 @@ from tracking.folder import write_atomic
 from workbench.llm.packed import Packed
 
 MANIFEST = "compression.json"
-VERSION = 1
+VERSION = 2
 MARK = "::"
 """Between a matrix's name and its tensor's in a block's file."""
 

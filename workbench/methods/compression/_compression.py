@@ -7,7 +7,7 @@ A method gives :meth:`Compression.quantiser`, which compresses one matrix; every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from workbench.llm.architecture import Layout, layout_of
 from workbench.llm.calibration import LayerStatistics, Stream, fisher, next_token_loss
 from workbench.llm.evaluation import mean_loss
 from workbench.llm.linear import dense, swapped
-from workbench.llm.low_rank import factors, with_low_rank
-from workbench.llm.matrix import judge, quantise
-from workbench.llm.packed import Packed, row_norm
+from workbench.llm.low_rank import completed
+from workbench.llm.matrix import judge, plan_of, quantise
+from workbench.llm.packed import Packed
 from workbench.llm.tuning import BlockTuning, FactorTuner, cosine, tune_block
 from workbench.method import Context, Method, Progress, View
 from workbench.methods.compression._views import bits_view, pattern_views
@@ -78,6 +78,8 @@ class CompressionState:
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the present block, by matrix."""
     fisher: dict[str, Tensor] = field(default_factory=dict)
+    trials: dict[str, Any] = field(default_factory=dict)
+    """What a plan under a budget tried on each matrix."""
     packed: dict[str, dict[str, Any]] = field(default_factory=dict)
     tuner: dict[str, Any] = field(default_factory=dict)
     tuned: int = 0
@@ -135,29 +137,19 @@ class Compression(Method):
         block, prefix = layout.blocks(model)[index], f"{layout.prefix}.{index}."
         if state.hidden is not None and name == layout.names[index][0]:
             linears = {n: model.get_submodule(n) for n in layout.names[index]}
-            found = self._stream(state, model, layout).statistics(block, linears, ctx.seed)
+            found = self._stream(state, model, layout, index).statistics(block, linears, ctx.seed)
             state.statistics = {n: dict(vars(s)) for n, s in found.items()}
         stats = LayerStatistics(**{**state.statistics[name], "fisher": state.fisher.get(name)}) if state.statistics else None
         weight = model.get_submodule(name).weight
-        packed = self._finish(weight, quantise(name, weight, self._chosen(name, model, layout, task, ctx), stats, ctx.seed))
+        packed = quantise(name, weight, self._chosen(name, state, model, layout, task, ctx), stats, ctx.seed)
+        packed = completed(packed, weight, self.params.rank, self.params.magnitude)
         state.packed[name] = plain(packed)
         report = judge(name, weight, packed, stats)
         if state.hidden is not None and name == layout.names[index][-1]:
-            self._end_block(state, block, prefix, layout.names[index], self._stream(state, model, layout), ctx, index)
+            self._end_block(state, block, prefix, layout.names[index], self._stream(state, model, layout, index), ctx, index)
         errors = {"train/weight_error": report.error, "train/output_error": report.weighted_error}
         figures = {k: v for k, v in errors.items() if v is not None and not math.isnan(v)}
         return figures | {"train/matrices": len(state.packed)} | sizes(state.packed)
-
-    def _finish(self, weight: Tensor, packed: Packed) -> Packed:
-        """Add the low-rank part and the magnitude that were asked for, where the quantiser gave none."""
-        p = self.params
-        if p.rank and "low_rank.a" not in packed.tensors:
-            packed = with_low_rank(packed, *factors(weight.float() - packed.code(), min(p.rank, *weight.shape)))
-        if p.magnitude and "magnitude" not in packed.tensors:
-            tensors = packed.tensors
-            norm = row_norm(packed.code(), tensors.get("low_rank.a"), tensors.get("low_rank.b"))
-            packed = Packed(packed.format, packed.shape, tensors | {"magnitude": norm}, packed.meta)
-        return packed
 
     def _end_block(self, state: CompressionState, block: nn.Module, prefix: str, names: tuple[str, ...], stream: Stream, ctx: Context,
                    index: int) -> None:
@@ -174,21 +166,27 @@ class Compression(Method):
         for name in names:
             state.fisher.pop(name, None)
 
-    def _stream(self, state: CompressionState, model: nn.Module, layout: Layout) -> Stream:
+    def _stream(self, state: CompressionState, model: nn.Module, layout: Layout, index: int) -> Stream:
         """The remembered hidden states with the call arguments of the blocks, which the model gives again."""
         stream = Stream.at_entrance(model, layout, state.ids)
-        stream.hidden = state.hidden
+        stream.hidden, stream.at = state.hidden, index
         return stream
 
-    def _chosen(self, name: str, model: nn.Module, layout: Layout, task: LanguageTask, ctx: Context) -> Callable[..., Packed]:
-        """The quantiser of one matrix: under a ``budget`` the planned one. The plan follows from the weights, so it is
-        made anew after a stop."""
+    def _chosen(self, name: str, state: CompressionState, model: nn.Module, layout: Layout, task: LanguageTask,
+                ctx: Context) -> Callable[..., Packed]:
+        """The quantiser of one matrix: under a ``budget`` the planned one. What the plan rests on is remembered."""
         quantiser, budget = self.quantiser(task, ctx), getattr(self.params, "budget", 0)
         if not budget:
             return quantiser
         if self._plan is None:
-            self._plan = quantiser.plan(((n, model.get_submodule(n).weight.detach().float()) for n in layout.matrices), budget)
+            self._plan = plan_of(quantiser, self._weights(model, layout, ctx), budget, state.trials)
         return self._plan[name]
+
+    @staticmethod
+    def _weights(model: nn.Module, layout: Layout, ctx: Context) -> Iterator[tuple[str, Tensor]]:
+        for name in layout.matrices:
+            ctx.poll()  # to try many shapes on a matrix takes seconds
+            yield name, model.get_submodule(name).weight.detach().float()
 
     def _tune(self, state: CompressionState, model: nn.Module) -> dict[str, float]:
         """A slice of end-to-end steps: cross-entropy of the next token on the calibration sequences."""

@@ -39,7 +39,8 @@ class ReALLMCompression(Compression):
         tolerance: float = Field(1e-3, ge=0, lt=1, description="turns end when one lowers the error by less than this share")
         weighting: Literal["none", "scale", "hessian", "fisher"] = Field("none", description="how much the error of a weight counts")
         row_norms: Literal["approximation", "weight"] = Field("approximation", description="what `magnitude` starts at")
-        budget: float = Field(0.0, ge=0, le=16, description="bits a weight to share out; 0 = one shape for all")
+        budget: float = Field(0.0, ge=0, le=16, description="bits a weight over all matrices, all terms counted: each gets bits, dim and "
+                                                              "rank of its own; 0 = one shape for all")
         network: bool = Field(False, description="neural path: an autoencoder of the matrix's patches (minutes a matrix)")
         patch: int = Field(192, ge=4, le=4096, description="neural path: side of a patch, a multiple of 32")
         width: int = Field(32, ge=1, le=1024, description="neural path: channels behind the decoder's stem")
