@@ -71,6 +71,23 @@ def test_first_five_minutes(tmp_path: Path, record_property, whole):
         assert not troubles
 
 
+@pytest.mark.slow
+def test_a_slow_page_gets_its_figure_whole(tmp_path: Path):
+    """On a page of an eighth of the speed plotly's megabytes take longer than the two seconds that a module of anywidget's has."""
+    env = {"WORKBENCH_HOME": str(tmp_path / "home")}
+    with jupyter_lab(tmp_path / "lab", env) as lab, browser_page() as page, kept_on_failure(page, artifacts(tmp_path) / "slow.png"):
+        page.set_default_timeout(120_000)
+        lab.write("explorer.ipynb", "import workbench\nworkbench.explore(tracking='off')")
+        open_notebook(page, lab, "explorer.ipynb")
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 8})
+        run_cell(page, 0)
+        page.wait_for_selector(".wb", timeout=120_000)
+        fills(page)
+        # set after the figure was made and before the page could draw it: it is told of that, too
+        page.wait_for_function("() => document.querySelector('.wb .js-plotly-plot').layout.xaxis.title?.text === 'step'")
+        page.get_by_text("Press Run: the curves appear here").first.wait_for(state="attached")
+
+
 def field(page: Page, name: str):
     return page.locator(".wb-field").get_by_label(name, exact=True)
 

@@ -343,13 +343,24 @@ def test_a_view_that_breaks_ends_no_run_and_a_method_without_views_says_so(ex, t
 @pytest.mark.parametrize("view", [
     View("h", "histogram", {"a": [1.0, 2.0, 2.0], "b": [0.0]}, x="weight"), View("p", "points", {"a": ([1, 2], [3, 4]), "b": ([], [])}),
     View("l", "lines", {"a": (range(10_000), range(10_000))}, x="t [s]", y="v"), View("b", "bars", {"a": 1.0, "b": 2.0}),
-    View("m", "matrix", {"": [[1, 0], [0, 1]]})], ids=lambda v: v.kind)
+    View("m", "matrix", {"": [[1, 0], [0, 1]]}), View("n", "bars", {0: 1.0, 1: 2.0}),  # clients go by number
+], ids=lambda v: f"{v.kind} {v.title}")
 def test_every_kind_of_view_is_drawn_small(view):
     figure = drawn(view)
     assert figure.data
     assert figure.layout.title.text == view.title
     assert len(figure.to_json()) < 250_000
     json.loads(figure.to_json())
+
+
+def test_a_histogram_shows_its_first_and_last_bin_and_dashes_that_leave_no_corner_out():
+    figure = drawn(View("h", "histogram", {"deployed": [-1.0, 1.0], "latent": [-0.5, 0.5]}, x="weight"))
+    low, high = figure.layout.xaxis.range
+    assert low < -1 < 1 < high
+    assert {trace.line.dash for trace in figure.data} == {"solid", "dot"}
+    for trace in figure.data:
+        assert trace.y[0] == trace.y[-1] == 0  # closed on both sides
+        assert sum(trace.y[1:-2]) == pytest.approx(1.0)  # the last bin's share stands twice
 
 
 def test_the_methods_own_views_are_of_their_state(tmp_path):

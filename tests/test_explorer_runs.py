@@ -227,3 +227,17 @@ def test_a_page_loaded_again_gets_the_figure_as_it_is_now():
     assert state["_widget_layout"]["title"] == {"text": "now"}
     assert len(state["_widget_data"]) == 1
     assert set(figure.get_state("_view_count")) == {"_view_count"}
+
+
+def test_a_page_that_begins_to_draw_is_told_all_and_then_that_it_may():
+    """A page needs seconds to fetch plotly: what was changed meanwhile it has not heard of."""
+    figure, sent = LiveFigure(), []
+    figure.add_scatter(y=[1, 2, 3])
+    figure.layout.xaxis.title = "step"
+    figure._send = lambda message, buffers=None: sent.append(message)
+    figure._handle_custom_msg({"begin": True}, [])
+    whole, may = sent
+    assert whole["state"]["_widget_layout"]["xaxis"] == {"title": {"text": "step"}}
+    assert [trace["type"] for trace in whole["state"]["_widget_data"]] == ["scatter"]
+    assert may == {"method": "custom", "content": {"begin": True}}
+    assert len(figure._esm) < 10_000 < len(figure._bundle)  # a module of megabytes is given up by a busy page

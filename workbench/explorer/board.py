@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import threading
-from copy import deepcopy
 from typing import Any
 
 import ipywidgets as w
@@ -14,6 +12,7 @@ import plotly.graph_objects as go
 from tracking.metrics import METRICS
 from workbench.explorer import curves
 from workbench.explorer.energy import EnergyPicker
+from workbench.explorer.figure import LiveFigure as LiveFigure
 from workbench.explorer.front import Fit
 from workbench.explorer.listed import ListedRun
 from workbench.explorer.session import Session
@@ -21,28 +20,6 @@ from workbench.explorer.theme import TONES
 from workbench.modelled import METRIC
 
 FEW = 30  # up to here each point gets its marker
-
-
-class LiveFigure(go.FigureWidget):
-    """A FigureWidget that a page can be loaded again with: plotly only tells new pages what the figure held when it was made.
-
-    And one that may be drawn by a thread. While a message from a page is taken in, traits tell of no change; plotly says what is to be
-    drawn by setting a trait and setting it back, which nobody would hear of then. So whoever draws holds ``lock``.
-    """
-
-    lock: Any = contextlib.nullcontext()
-
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        with self.lock:
-            super().set_state(sync_data)
-
-    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        state = super().get_state(key, drop_defaults)
-        if key is None and hasattr(self, "_layout_obj"):  # all of it is asked for, and the figure is made
-            with self.lock:  # or it is copied while it changes
-                for name, now in (("_widget_data", self._data), ("_widget_layout", self._layout_obj._props)):
-                    state[name] = self.trait_metadata(name, "to_json")(deepcopy(now), self)
-        return state
 
 
 class Board:

@@ -22,14 +22,20 @@ export default {
       }
       soon();
     });
-    // a page that is still asking for the widgets there are, while the panel is being made, is told of an empty figure at times
-    let timer;
+    // a page that is still asking for the widgets there are, while the panel is being made, is told of an empty figure at times;
+    // each time that another figure is asked for, it has twice as long to come as the one before
+    const PATIENCE = 3000;
+    let timer, patience = PATIENCE;
     const check = () => {
-      const figure = el.closest(".wb-curves")?.querySelector(".js-plotly-plot");
-      if (!figure?.layout || !figure.clientWidth) return;
-      if (figure.data.length !== model.get("traces") || figure.layout.uirevision === undefined) model.send({ redraw: true });
+      const holder = el.closest(".wb-curves"), figure = holder?.querySelector(".js-plotly-plot");
+      if (!holder?.clientWidth) return;  // whoever shows it looks again
+      if (!figure?.layout) { soon(); return; }  // on its way
+      if (figure.data.length === model.get("traces") && figure.layout.uirevision !== undefined) { patience = PATIENCE; return; }
+      patience *= 2;
+      model.send({ redraw: true });
+      soon();
     };
-    const soon = () => { clearTimeout(timer); timer = setTimeout(check, 3000); };
+    const soon = () => { clearTimeout(timer); timer = setTimeout(check, patience); };
     model.on("change:traces", soon);
     const begin = () => {
       const holder = el.closest(".wb-curves");

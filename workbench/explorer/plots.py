@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -102,36 +103,56 @@ def drawn(view: View) -> Figure:
     """A figure of what a method shows of itself."""
     import plotly.graph_objects as go
 
-    caption = view.note or view.title
+    caption, groups = view.note or view.title, {str(name): values for name, values in view.groups.items()}  # clients go by number
     if view.kind == "histogram":
-        figure = histogram(view.groups, quantity=view.x or "value", title=view.title, bins=80)
+        figure = histogram(groups, quantity=view.x or "value", title=view.title, bins=80)
         figure.layout.meta = {"caption": caption}
-        return figure
-    figure, styles = go.Figure(), style_of(view.groups)
+        return _stepped(figure).update_layout(title=TITLE)
+    figure, styles = go.Figure(), style_of(groups)
     if view.kind == "bars":
-        figure.add_trace(go.Bar(x=[*map(str, view.groups)], y=[*view.groups.values()], marker={"color": COLOURS[0]}, name=view.title))
+        figure.add_trace(go.Bar(x=[*groups], y=[*groups.values()], marker={"color": COLOURS[0]}, name=view.title))
         figure.update_xaxes(type="category")  # a layer named 4 is no number
-        figure.update_layout(bargap=0.2 if len(view.groups) > 3 else 0.6)
+        figure.update_layout(bargap=0.2 if len(groups) > 3 else 0.6)
     elif view.kind == "spans":
-        for name, (rows, begins, ends) in view.groups.items():
+        for name, (rows, begins, ends) in groups.items():
             figure.add_trace(_spans(name, np.asarray(rows), np.asarray(begins, float), np.asarray(ends, float), styles[name]))
         figure.update_layout(barmode="overlay", bargap=0.35)
         figure.update_yaxes(autorange="reversed", dtick=1)
     elif view.kind == "matrix":
-        (values,) = view.groups.values()
+        (values,) = groups.values()
         figure.add_trace(go.Heatmap(z=np.asarray(values, float), colorscale="Cividis", name=view.title))
         figure.update_yaxes(autorange="reversed")
     else:
-        for name, (x, y) in view.groups.items():
+        for name, (x, y) in groups.items():
             look = styles[name]
             x, y = np.asarray(x, float), np.asarray(y, float)
             kept = np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int) if len(x) else np.empty(0, int)
             figure.add_trace(go.Scatter(
                 x=x[kept], y=y[kept], name=name, mode="markers" if view.kind == "points" else "lines",
                 line={"color": look.colour, "dash": look.dash}, marker={"color": look.colour, "symbol": look.marker}))
-    figure.update_layout(layout(view.title, "", caption, len(view.groups) if view.kind in ("points", "lines", "spans") else 0))
+    figure.update_layout(layout(view.title, "", caption, len(groups) if view.kind in ("points", "lines", "spans") else 0))
+    figure.update_layout(title=TITLE)
     figure.update_xaxes(title_text=html.escape(view.x))
-    figure.update_yaxes(title_text=html.escape(view.y))
+    figure.update_yaxes(title_text=html.escape(view.y), exponentformat="power")  # 76µ of a fraction is hard to read
+    return figure
+
+
+TITLE = {"font": {"size": 14}, "xref": "container", "x": 0.01}
+"""Titles do not wrap: from the edge on, and small, the longest fits the narrowest pane."""
+STEPPED = ("solid", "dot", "1px,5px", "4px,2px")
+
+
+def _stepped(figure: Figure) -> Figure:
+    """A histogram of few bins with its steps whole: long dashes leave corners out, and the frame hides what stands at an end."""
+    for trace, dash in zip(figure.data, itertools.cycle(STEPPED)):
+        trace.line.dash = dash
+    ends = [float(end) for trace in figure.data for end in (trace.x[0], trace.x[-1])]
+    room = 0.03 * (max(ends) - min(ends))
+    # from the floor to the floor, so that the first and the last bin are closed
+    for trace in figure.data:
+        x, y = np.asarray(trace.x, float), np.asarray(trace.y, float)
+        trace.update(x=[x[0], *x, x[-1]], y=[0.0, *y, 0.0])
+    figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
     return figure
 
 

@@ -8,7 +8,7 @@ CSS = """
   --wb-line: var(--jp-border-color2, #ccc);
   --wb-bad: #b3261e; --wb-good: #1b6e3c; --wb-warn: #8a5a00;
   --wb-link: var(--jp-content-link-color, #0b63c5);
-  color: var(--wb-text); container-type: inline-size; padding: 4px 2px 8px;
+  color: var(--wb-text); container-type: inline-size; padding: 4px 2px 8px; overflow-anchor: none;
 }
 [data-jp-theme-light="false"] .wb { --wb-bad: #ff8a80; --wb-good: #7ddc9f; --wb-warn: #f2c063; color-scheme: dark; }
 .wb .wb-page { display: grid; grid-template-columns: minmax(0, 1fr); gap: 14px 28px; overflow: visible; }
@@ -45,6 +45,7 @@ CSS = """
 .wb .wb-about .widget-html-content { line-height: 1.45; font-size: 12.5px; height: auto; }
 .wb .wb-bar { display: flex; flex-flow: row wrap; gap: 6px; align-items: center; }
 .wb .wb-bar .jupyter-button { width: auto; margin: 0; padding: 0 14px; }
+.wb .wb-bar .wb-steady { min-width: 104px; }
 .wb .wb-bar .widget-dropdown, .wb .wb-bar .widget-checkbox { width: auto; margin: 0 8px 0 0; }
 .wb .wb-bar .widget-dropdown .widget-label { width: auto !important; }
 .wb .wb-bar select { min-width: 110px; max-width: 260px; }
@@ -85,7 +86,8 @@ CSS = """
 .wb .wb-seek select, .wb .wb-list select { height: auto; }
 .wb .wb-list { width: 100%; height: auto; margin: 4px 0; }
 .wb .wb-list select { font-family: var(--jp-code-font-family, monospace); font-size: 12px; width: 100%; }
-.wb .wb-cost .widget-html-content { line-height: 1.45; font-size: 12.5px; height: auto; color: var(--wb-soft); min-height: 18px; }
+.wb .wb-cost .widget-html-content { line-height: 1.45; font-size: 12.5px; height: auto; color: var(--wb-soft); min-height: 37px; }
+@container (min-width: 1100px) { .wb .wb-cost .widget-html-content { min-height: 18px; } }
 .wb .wb-more-button { width: auto; margin: 8px 0 4px; padding: 0 12px; background: none; border: 1px solid var(--wb-line);
   color: var(--wb-text); }
 .wb .wb-copy { display: flex; gap: 8px; align-items: center; }
@@ -95,8 +97,8 @@ CSS = """
 .wb .wb-bar .widget-text { width: auto; margin: 0 8px 0 0; }
 .wb .wb-bar .widget-text .widget-label { width: auto !important; }
 .wb .wb-bar input[type="text"] { min-width: 90px; }
-.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top; white-space: normal;
-  max-width: 56cqw; }
+.wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top;
+  white-space: normal; line-height: 1.4; max-width: 56cqw; }
 .wb .wb-table + .wb-bar { margin-top: 8px; }
 .wb .wb-head > .wb-note { padding-top: 5px; }
 .wb .wb-table .wide { overflow-x: auto; max-width: 100%; }

@@ -24,6 +24,7 @@ class Toolbar:
 
         self.run = button("Run", "play", "queue what is on the form", "primary")
         self.pause = button("Pause", "pause", "pause the run that is training, or let it go on")
+        self.pause.add_class("wb-steady")  # Resume is longer: the buttons beside it stay where they are
         self.stop = button("Stop", "stop", "stop the run that is training; the next one in the queue starts")
         self.stop_all = button("Stop all", "ban", "stop it and empty the queue")
         self.reset = button("Reset", "undo", "put the form back to its preset")
