@@ -29,7 +29,7 @@ demo: $(INSTALLED)  ## the tour: four families of methods in bytes, joules and s
 	@$(BIN)/workbench study tour
 
 test: $(INSTALLED)  ## the tests
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 slow: $(INSTALLED)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m 'slow and not gpu'

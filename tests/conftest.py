@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,19 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1 and hasattr(os, "sched_setaffinity"):
     there = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, there[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(there)::sharing])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one process, for its tests share what is costly to make; the studies share nothing, and each takes half a minute."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "::test_study_runs_at_smoke[" in nodeid else super()._split_scope(nodeid)
+
+    return Files(config, log)
+
 
 # What a test finds depends on the code alone, not on the machine's speed or on luck; new examples: HYPOTHESIS_PROFILE=explore
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -182,6 +196,13 @@ def template(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("template")
     Store(f"sqlite:///{home / 'mlflow.db'}")
     return home / "mlflow.db"
+
+
+@pytest.fixture
+def tables(template, own_home) -> None:
+    """The test's home has its SQLite store already: what a test starts need not make one."""
+    own_home.mkdir()
+    shutil.copy(template, own_home / "mlflow.db")
 
 
 @pytest.fixture

@@ -52,6 +52,21 @@ def test_run_button_trains_and_draws(ex):
         assert text in ex.board.table.value
 
 
+def test_a_button_whose_verb_breaks_says_so(ex, monkeypatch):
+    """A full disk, say: nothing that a person did wrong, and yet they must see why no run came."""
+    def full(request):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ex.session, "submit", full)
+        ex.toolbar.run.click()
+    assert "OSError: [Errno 28] No space left on device" in ex.toolbar.status.value
+    ex.set(steps=3)
+    ex.toolbar.run.click()
+    assert ex.runs[0].wait(WAIT_S) == "finished"
+    assert "OSError" not in ex.toolbar.status.value
+
+
 def test_runs_queue_up_and_train_one_at_a_time(ex):
     ex.set(steps=100_000, sleep_s=0.01)
     first = ex.run()

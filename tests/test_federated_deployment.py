@@ -118,7 +118,7 @@ def stories(tmp_path_factory) -> dict[str, Story]:
     return {}
 
 
-@pytest.fixture(params=list(RUNS))
+@pytest.fixture(params=["favas", pytest.param("fedbuff", marks=pytest.mark.slow)])
 def story(request, stories, tmp_path_factory) -> Story:
     if request.param not in stories:
         stories[request.param] = Story(request.param, tmp_path_factory.mktemp("deployment") / "run")

@@ -12,15 +12,15 @@ from tracking.store import Store
 
 pytest.importorskip("mlflow")
 POSTGRES = "postgresql://user@host/runs"
-PLACES = [("", "/home/of/ann/artifacts"), ("/team/files", "/team/files"), ("s3://team/files/", "s3://team/files")]
+PLACES = [("", "/srv/of/ann/artifacts"), ("/team/files", "/team/files"), ("s3://team/files/", "s3://team/files")]
 
 
 @pytest.mark.parametrize(("named", "place"), PLACES)
 def test_the_place_is_that_of_mlflows_own_variable(monkeypatch, named, place):
     monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", named)
-    monkeypatch.setenv("WORKBENCH_HOME", "/home/of/ann")
-    assert files.kept_in(Path("/home/of/ann")) == files.root(POSTGRES) == files.root("sqlite:////home/of/ann/mlflow.db") == place
-    assert files.location("sqlite:////home/of/ann/mlflow.db", "a b") == f"{place}/a_b"
+    monkeypatch.setenv("WORKBENCH_HOME", "/srv/of/ann")
+    assert files.kept_in(Path("/srv/of/ann")) == files.root(POSTGRES) == files.root("sqlite:////srv/of/ann/mlflow.db") == place
+    assert files.location("sqlite:////srv/of/ann/mlflow.db", "a b") == f"{place}/a_b"
     assert files.location(POSTGRES, "a b") == "mlflow-artifacts:/a_b"  # whoever reads it puts his own place before it
     assert files.root("http://host:5000") is files.location("http://host:5000", "a b") is None  # the server's affair
 

@@ -216,6 +216,9 @@ def test_a_plan_is_followed(model):
         def __call__(self, weight, stats=None, generator=None):
             raise AssertionError("every matrix has a plan")
 
-    done = compress(copy.deepcopy(model), Planner(), budget=3.5)
+    calls: list[tuple[int, int, bool]] = []
+    done = compress(copy.deepcopy(model), Planner(), budget=3.5, progress=lambda k, n, report: calls.append((k, n, report is None)))
+    count = len(done.layers())
+    assert calls == [*((k, count, True) for k in range(1, count)), *((k, count, False) for k in range(1, count + 1))]
     assert {layer.meta["bits"] for name, layer in done.layers().items() if "mlp" in name} == {2}
     assert {layer.meta["bits"] for name, layer in done.layers().items() if "attn" in name} == {4}

@@ -89,6 +89,14 @@ def test_text_of_the_test_is_never_calibrated_on():
     assert ByteTokenizer().decode(ByteTokenizer()("naïve")["input_ids"]) == "naïve"
 
 
+def test_ids_of_another_tokenizer_are_refused():
+    from workbench.llm import perplexity
+
+    words = tiny().reference().config.vocab_size
+    with pytest.raises(UserError, match=f"test ids go from 0 to {2 * words - 1}; the model knows 0 to {words - 1}. Encode the text with"):
+        perplexity(tiny().reference(), lambda text: list(range(2 * words)), "text", 16)
+
+
 # --- the base method ----------------------------------------------------------------------------------------
 
 

@@ -116,7 +116,7 @@ def third_party(file: Path) -> set[str]:
 
 def test_what_is_imported_is_declared():
     """Every third-party import of the code and the tests is a requirement, or comes with one (noted here with its bearer)."""
-    called = {"sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py", "yaml": "pyyaml"}
+    called = {"sklearn": "scikit-learn", "PIL": "pillow", "pynvml": "nvidia-ml-py", "yaml": "pyyaml", "xdist": "pytest-xdist"}
     comes_with = {
         "annotated_types": "pydantic",
         "packaging": "pytest",

@@ -38,7 +38,7 @@ def test_links_lead_somewhere_and_the_first_to_the_tour():
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_python_snippets_run(number, tmp_path, monkeypatch):
+def test_python_snippets_run(number, tmp_path, tables):
     """Each snippet runs as a file of its own, in an interpreter of its own, with a home of its own."""
     snippet = SNIPPETS[number]
     if "explore()" in snippet:

@@ -164,7 +164,7 @@ def test_the_tour_comes_first_and_every_study_names_itself():
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("id", [row["id"] for row in studies()])
-def test_study_runs_at_smoke(id, own_home):
+def test_study_runs_at_smoke(id, own_home, tables):
     """A real kernel, through papermill and the command line; without any data set, so the embedded stand-ins are used."""
     environment = {k: v for k, v in os.environ.items() if k != "WORKBENCH_DATA"} | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", "workbench.cli", "study", id, "--profile", "smoke"], capture_output=True, text=True,

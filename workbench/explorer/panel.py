@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +23,8 @@ from workbench.explorer.preview import Preview
 from workbench.explorer.search import Hit, find
 from workbench.explorer.session import Session
 from workbench.explorer.toolbar import RunMenu, Toolbar
+
+log = logging.getLogger("workbench")
 
 
 class Explorer:
@@ -222,6 +225,9 @@ class Explorer:
             verb()
         except UserError as error:
             self._trouble = str(error)
+        except Exception as error:  # a button has no cell to show a traceback in: without a word a click would seem lost
+            log.exception("A button of the explorer failed.")
+            self._trouble = f"{type(error).__name__}: {error} (a fault of ours; the log of the kernel says where)"
         self.refresh()
 
     def _pressed(self, verb: Callable[..., Any]) -> Callable[..., None]:

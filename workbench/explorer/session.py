@@ -53,6 +53,8 @@ class Session:
                 self._count += 1
                 listed = ListedRun(request, spec, self._count, self._lock)
                 self.runs.append(listed)
+            elif listed.ended and not listed._done.is_set():
+                raise UserError("This very run has ended and is still being sent to MLflow. Press again in a moment, or change something.")
             elif not listed._done.is_set():
                 raise UserError(f"This very run is {listed.status} already. Change a parameter or the seed for another one.")
             else:

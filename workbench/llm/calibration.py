@@ -149,9 +149,14 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         given = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         raise UserError(f"Calibration takes token ids as a tensor of whole numbers (sequences, length), not {given}.")
+    check_range(model, ids, "calibration")
+
+
+def check_range(model: nn.Module, ids: Tensor, what: str) -> None:
+    """Refuse token ids that the model has no row for: they are another tokenizer's. ``what`` they are for."""
     words, (least, most) = getattr(getattr(model, "config", None), "vocab_size", None), torch.stack(ids.aminmax()).tolist()
     if least < 0 or (words is not None and most >= words):
-        raise UserError(f"The calibration ids go from {least} to {most}; the model knows 0 to {'…' if words is None else words - 1}. "
+        raise UserError(f"The {what} ids go from {least} to {most}; the model knows 0 to {'…' if words is None else words - 1}. "
                         "Encode the text with the model's own tokenizer.")
 
 

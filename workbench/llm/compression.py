@@ -29,8 +29,8 @@ from workbench.llm.storage import MANIFEST, checksum, facts_of, file_sha256, pac
 from workbench.llm.tuning import BlockTuning, tune_block
 
 TRIALS = "trials.json"
-Progress = Callable[[int, int, MatrixReport], None]
-"""Called after each matrix with how many are done, how many there are, and what became of this one."""
+Progress = Callable[[int, int, MatrixReport | None], None]
+"""Called after each matrix with how many are done, how many there are, and what became of this one; ``None`` while a budget is planned."""
 
 
 def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed] | str, *, calibration: Tensor | None = None,
@@ -58,7 +58,7 @@ def compress(model: nn.Module | str | Path, quantiser: Callable[..., Packed] | s
             a quantiser for each name. One that also takes ``trials``, a mapping from names to JSON, goes on where it was cut off.
         tuning: tune the low-rank parts and magnitudes of each block, once its matrices are compressed, to the outputs
             of the block as it was.
-        progress: called after each matrix.
+        progress: called after each matrix (see :data:`Progress`); with a budget, all matrices are gone through twice.
         seed: of all that is drawn; each matrix has a generator of its own.
         dtype: of the weights read from a folder; ``None``: as they lie there.
         device: where blocks are compressed, such as ``cuda``. A block is moved there and, compressed, to where it was; of
@@ -196,9 +196,13 @@ class _Work:
     def _plan(self, budget: float, recipe: Mapping[str, Any]) -> None:
         """Let the quantiser choose for each matrix under the budget; it sees the matrices one after another."""
         def matrices() -> Iterable[tuple[str, Tensor]]:
+            done = 0
             for index, names in enumerate(self.source.layout.names):
                 block = self.source.open(index)
                 for name in names:
+                    if self.progress is not None and done:
+                        self.progress(done, len(self.source.layout.matrices), None)
+                    done += 1
                     weight = block.get_submodule(name.removeprefix(f"{self.source.layout.prefix}.{index}.")).weight
                     yield name, weight.detach().to(self.device or weight.device, torch.float32)
                 self.source.close(index)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tracking.errors import UserError
 from workbench.llm.architecture import device_of
-from workbench.llm.calibration import next_token_loss
+from workbench.llm.calibration import check_range, next_token_loss
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens whose logits are in memory at a time, at least a window: on a GPU of 49,152 words 3 GB with those that the loss makes."""
@@ -50,6 +50,7 @@ def mean_loss(model: Any, parts: Tensor, poll: Callable[[], None] | None = None)
     """Mean over windows (n, length) of the mean cross-entropy in nats of their ``length - 1`` predicted tokens."""
     inner = _module(model)
     device = device_of(inner)
+    check_range(inner, parts, "test")
     total = torch.zeros((), dtype=torch.float64, device=device)
     was_training = inner.training
     inner.eval()

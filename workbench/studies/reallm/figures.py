@@ -75,8 +75,8 @@ def pareto_figure(table: pandas.DataFrame, title: str, note: str = "") -> go.Fig
         figure.add_trace(go.Scatter(x=ends, y=[float(reference.iloc[0])] * 2, mode="lines", name="uncompressed, 16 bits",
                                     line={"color": INK, "dash": "dot"}, hovertemplate="uncompressed: %{y:.4~g}"))
     caption = (f"{metric('eval/perplexity').description.capitalize()} against all bits stored for the compressed matrices, over their "
-               "weights. A line joins the widths of a method; bars: 95 % interval of the mean loss over seeds. "
-               f"Values above {WORST:.1e} are drawn there.")
+               "weights. A line joins the widths of a method; bars: 95 % interval of the mean loss over seeds."
+               + (f" Values above {WORST:.1e} are drawn there." if (table["perplexity"] > WORST).any() else ""))
     figure.update_layout(layout(title, note, caption, len(figure.data)))
     figure.update_xaxes(title_text="total bits a weight [bit]")
     figure.update_yaxes(title_text="perplexity", type="log", exponentformat="power")
