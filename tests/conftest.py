@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-# Processes that share the tests share the cores, too, so what a test starts has as many threads as its part has cores: threads of two
-# that want the same core spin while they wait for each other, which doubled the time of the whole.
-if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1 and hasattr(os, "sched_setaffinity"):
-    there = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, there[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(there)::sharing])
+# Processes that share the tests share the cores, too, so all that a test starts has one thread: threads of two that want the same core
+# spin while they wait for each other, which doubled the time of the whole.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -79,6 +79,7 @@ def test_the_page_of_the_benchmarks(tab, tmp_path):
     assert see(tab, bench_page.write(tmp_path / "bench.html", list(rows()), {"hardware": "a machine"}), tmp_path) == CLEAN
 
 
+@pytest.mark.slow
 def test_the_pages_of_the_documentation(tab, tmp_path):
     """The first page, the lists, a guide with code and tables, and a method's page with a long example."""
     from workbench.docs import build

@@ -57,11 +57,10 @@ def test_in_lock_step_processes_are_the_simulation_to_the_bit(tmp_path):
     sent = [line["wire_sent_bytes"] for line in outcome.modules]
     assert sum(sent) == billed + 2 * 2 * BATCHES * HEADER_BYTES
     assert [line["wire_received_bytes"] for line in outcome.modules] == [0, *sent[:-1]]
-    if "kernel_received_bytes" in outcome.modules[0]:
+    for line in (x for x in outcome.modules if "kernel_received_bytes" in x):
         # gloo puts some tens of bytes before each of the three parts of a message, and processes exchange some to meet
-        for line in outcome.modules:
-            over = line["kernel_received_bytes"] - line["wire_received_bytes"]
-            assert 0 <= over <= 3 * 2 * BATCHES * 100 + 20_000
+        over = line["kernel_received_bytes"] - line["wire_received_bytes"]
+        assert 0 <= over <= 3 * 2 * BATCHES * 100 + 20_000
     assert len(outcome.record(0)) >= 2, "a line an epoch"
     for j, line in enumerate(outcome.modules):
         assert 0 < line["busy_s"] <= line["seconds"]

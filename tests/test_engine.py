@@ -413,11 +413,16 @@ def test_an_ended_run_frees_its_data_at_once(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity to set on this system")
-def test_threads_are_those_that_the_process_may_use(toy):
+def test_threads_are_those_that_the_process_may_use(toy, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
         assert cores() == resolve("toy", "toy").spec.threads == 1
     finally:
         os.sched_setaffinity(0, allowed)
+    assert cores() == len(allowed)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")  # as for nested loops
+    assert cores() == resolve("toy", "toy").spec.threads == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "999")
     assert cores() == len(allowed)

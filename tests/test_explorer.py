@@ -57,7 +57,7 @@ def prepare(ex: Explorer) -> str:
     return resolve(r.method, r.task, r.params, task_params=r.task_params, seed=r.seed, device=r.device).spec.key
 
 
-@pytest.mark.parametrize("kind", ["python", "cli", "papermill"])
+@pytest.mark.parametrize("kind", ["python", "cli", pytest.param("papermill", marks=pytest.mark.slow)])
 def test_copied_text_makes_the_very_run(ex, tmp_path, kind):
     key, env = prepare(ex), shell_env(tmp_path)
     text = getattr(ex, kind)()

@@ -98,8 +98,10 @@ def resolve(
 
 
 def cores() -> int:
-    """CPU cores that this process may use: fewer than the machine has where a scheduler, or ``taskset``, has given it some."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: fewer than the machine has where a scheduler, ``taskset`` or ``OMP_NUM_THREADS`` says so."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(there, int(told)) if told.isdigit() and int(told) else there
 
 
 def whole(name: str, value: Any, least: int) -> int:

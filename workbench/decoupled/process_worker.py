@@ -187,7 +187,9 @@ class Worker:
             "wire_sent_bytes": self.outbox.bytes if self.outbox else 0, "wire_received_bytes": self.inbox.bytes if self.inbox else 0,
             "ledger": self.ctx.ledger.table(),
         }
-        if counted := kernel_bytes():
+        counted = kernel_bytes()
+        # a neighbour that has ended closes its connection, and its count is gone with it: then there is no measurement
+        if counted and counted[0] >= line["wire_sent_bytes"] and counted[1] >= line["wire_received_bytes"]:
             line["kernel_sent_bytes"], line["kernel_received_bytes"] = counted
         if self.losses:
             line["loss"] = torch.stack(self.losses).mean().item()
