@@ -10,6 +10,8 @@ NODE_ARGUMENTS ?= --studies askewsgd
 # processes that share the tests: twice as many as cores, for a test that starts others waits for them a good part of its time
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(2 * min(4, os.cpu_count() or 1))')
 export MLFLOW_DISABLE_TELEMETRY = true
+# nothing is compiled at installation, but each module at its first import; without that, every process would compile torch anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test slow lab ui studies bench docs gpu clean
 

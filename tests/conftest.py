@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import shutil
 import sys
@@ -33,6 +35,22 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid if "::test_study_runs_at_smoke[" in nodeid else super()._split_scope(nodeid)
 
     return Files(config, log)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Each of the processes that share the tests begins with other modules, and finds the rest compiled by its siblings.
+
+    Compiling the tests (with their assertions made to speak) takes longer than importing them, and xdist has every process collect all.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    here = Path(__file__).parent
+    if collector.path != here or count == 1 or not all(Path(arg).is_dir() for arg in collector.config.args):
+        return
+    names = sorted(f"tests.{file.stem}" for file in here.glob("test_*.py"))
+    first = len(names) * int(worker.removeprefix("gw")) // count
+    for name in names[first:] + names[:first]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # collection meets it again, and says so
+            importlib.import_module(name)
 
 
 # What a test finds depends on the code alone, not on the machine's speed or on luck; new examples: HYPOTHESIS_PROFILE=explore

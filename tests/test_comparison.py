@@ -209,6 +209,21 @@ def test_runs_of_older_code_are_left_out_of_a_scan_but_not_of_a_list(home):
     assert [g.label for g in compare([old, new]).groups] == ["a code=1111", "a code=2222"]
 
 
+def test_what_not_all_runs_report_is_said(home):
+    for seed in range(3):
+        run = home.run("a", [0.5, 0.6 + 0.01 * seed], seed=seed, params={"lr": 0.12345671})
+        home.run("a", [0.5, 0.6], seed=seed, params={"lr": 0.12345672})  # no other name when six digits are shown
+    rows = [json.loads(line) for line in run.folder.journal_path.read_text().splitlines()]
+    for row in rows:
+        del row["values"]["eval/accuracy"]
+    run.folder.journal_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison = home.compare()
+    assert comparison.table().set_index("method")["final eval/accuracy"]["a lr=0.12345671"] == pytest.approx(0.605)
+    assert comparison.notes() == ["a lr=0.12345671: of its 3 runs not all report everything: eval/accuracy by 2. Means are over these."]
+    assert {t.name for t in comparison.pareto("clock/wall_s").data[1:]} == {"a lr=0.12345671 (n=2)", "a lr=0.12345672 (n=3)"}
+    assert "No run reports eval/miou; reported are eval/accuracy." in home.compare(metric="eval/miou").notes()
+
+
 def test_settings_are_ranked_apart(home):
     for seed in range(2):
         home.run("a", [0.5 + 0.01 * seed], seed=seed, task_params={"train_size": 100})
@@ -333,6 +348,27 @@ def test_a_report_never_shows_modelled_joules_without_their_names(modelled, tmp_
 def test_without_modelled_joules_nothing_is_said_of_them(two):
     assert "modelled" not in "\n".join(two.compare().notes())
     assert "No modelled joules: dense, binary." in "\n".join(two.compare(hardware="v100_like").notes())
+
+
+def test_seeds_modelled_under_different_assumptions_are_not_averaged_and_such_groups_not_ranked(home):
+    def relabel(run):
+        record = run.folder.read_run()
+        run.folder.write_run(record | {"tags": record["tags"] | {"energy.model": "v100_like, as_trained, plan fp32"}})
+
+    for seed in range(2):
+        home.run("here", [0.5], seed=seed, plan="fp32")
+        relabel(home.run("there", [0.6], seed=seed, plan="fp32"))
+        mixed = home.run("mixed", [0.7], seed=seed, plan="fp32")
+    relabel(mixed)
+    comparison = home.compare(metric=JOULES)
+    marks = comparison.table().set_index("method")["mark"].to_dict()
+    assert marks == {"here": "alone in its setting", "there": "alone in its setting", "mixed": "mixed, not averaged"}
+    assert math.isnan(last_joules(comparison)["mixed"])
+    figure = comparison.pareto(JOULES, "eval/accuracy")
+    assert {t.name for t in figure.data} == {"here (n=2)", "there (n=2)"}
+    assert "No front: energy/model_j of different hardware or assumptions" in figure.layout.meta["caption"]
+    anew = home.compare(metric=JOULES, hardware="v100_like").table().set_index("method")["mark"].to_dict()
+    assert sorted(anew.values()) == ["best", "equal to the best", "equal to the best"]
 
 
 def test_joules_reported_under_different_assumptions_are_told_apart(home):

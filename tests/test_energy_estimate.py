@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -145,7 +146,7 @@ def test_a_shared_weight_is_updated_once():
        st.sampled_from(["v100_like", "ascend_like"]))
 def test_energy_never_falls_with_bits(weights, activations, hardware):
     def total(w: str, a: str, s: str) -> float:
-        return em.estimate_layers(LINEAR, plans.lowbit(w, a, s), hardware).total
+        return em.estimate_layers(linear(), plans.lowbit(w, a, s), hardware).total
 
     wider = f"int{2 * em.bits(weights)}"
     assert total(weights, activations, "int8") <= total(wider, activations, "int8") * (1 + 1e-12)
@@ -153,7 +154,9 @@ def test_energy_never_falls_with_bits(weights, activations, hardware):
     assert total(weights, activations, "int8") <= total(weights, activations, "int16") * (1 + 1e-12)
 
 
-LINEAR = em.trace(nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 128), nn.ReLU(), nn.Linear(128, 10)), (32, 64))
+@functools.cache
+def linear() -> tuple[em.Layer, ...]:
+    return em.trace(nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 128), nn.ReLU(), nn.Linear(128, 10)), (32, 64))
 
 
 @pytest.mark.parametrize("hardware", ["v100_like", "ascend_like", "cpu_like"])
@@ -180,7 +183,7 @@ def test_scenarios_move_the_total_the_right_way(small):
 
 def test_everything_on_the_chip_leaves_weights_alone_in_dram():
     # with locality a forward pass of a small network reads its weights and nothing else
-    e = em.estimate_layers(LINEAR, plans.inference(), "ascend_like", "local")
+    e = em.estimate_layers(linear(), plans.inference(), "ascend_like", "local")
     assert e.moved_bytes()["DRAM"] == 4 * (64 * 96 + 96 * 128 + 128 * 10)
 
 

@@ -118,7 +118,8 @@ def test_a_page_that_has_not_got_the_figure_gets_another_one(tmp_path, toy):
     (r,) = shown(session, [made_run(tmp_path, 1, 10)])
     board.refresh()
     before = board.figure
-    assert board.fit.traces == 1
+    x, y = before.data[0].x[-1], before.data[0].y[-1]
+    assert f'data-traces="1" data-ends="{float(x) + float(y)!r}"' in board.drawn.value
     board.fit._handle_custom_msg({"redraw": True}, [])
     assert board.figure is not before
     assert board.figure in board._holder.children
@@ -130,3 +131,4 @@ def test_a_page_that_has_not_got_the_figure_gets_another_one(tmp_path, toy):
     r.version += 1
     board.refresh()
     assert board.figure.data[0].x[-1] == 11
+    assert f'data-ends="{11 + 0.5!r}"' in board.drawn.value

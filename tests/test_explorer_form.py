@@ -42,7 +42,8 @@ def test_controls_follow_the_declaration():
     kinds = {name: type(f.control) for name, f in form.fields.items()}
     assert kinds == {**dict.fromkeys(Everything.model_fields, w.Text), "base": w.Dropdown, "flag": w.Checkbox}
     sliders = {name: type(f.slider) for name, f in form.fields.items() if f.slider is not None}
-    assert sliders == {"lr": w.FloatLogSlider, "momentum": w.FloatSlider, "steps": w.FloatLogSlider, "layers": w.FloatSlider}
+    assert sliders == {"lr": w.FloatLogSlider, "momentum": w.FloatSlider, "decay": w.FloatLogSlider, "steps": w.FloatLogSlider,
+                       "layers": w.FloatSlider}
     assert [o[1] for o in form.fields["base"].control.options] == ["adam", "sgd"]
     for name, f in form.fields.items():
         for control in filter(None, (f.control, f.slider)):
@@ -134,6 +135,38 @@ def test_a_moved_slider_writes_its_number_into_the_box(position, start):
     slider.value = min(max(10**place, 10**slider.min), 10**slider.max)
     # three digits are written
     assert form.check().lr == (pytest.approx(10**place, rel=5e-3) if moved else start)
+
+
+def test_the_left_end_of_a_slider_from_zero_up_is_zero():
+    """A decay between 0 and 1 spans decades, and what most people want of it is none at all."""
+    form = everything()
+    slider = form.fields["decay"].slider
+    assert (10**slider.min, 10**slider.max) == (pytest.approx(1e-6), 1)
+    assert "0, then 1e-06 to 1" in slider.tooltip
+    slider.value = 10 ** (slider.min + 50 * slider.step)
+    assert form.check().decay == pytest.approx(1e-3)
+    slider.value = 10**slider.min
+    assert form.fields["decay"].control.value == "0.0"
+    slider.value = 10 ** (slider.min + slider.step)
+    assert form.check().decay == pytest.approx(10**-5.94, rel=5e-3)
+    form.fields["lr"].slider.value = 10 ** form.fields["lr"].slider.min  # zero is refused here, so it is no end
+    assert form.check().lr == pytest.approx(1e-5)
+    form.fields["steps"].slider.value = 1
+    assert form.check().steps == 1
+
+
+def test_values_of_an_earlier_run_are_shown_even_where_they_fit_no_more():
+    form = everything(lr=0.5, epochs=[3, 4])
+    form.set(momentum=0.5)
+    told = form.take({"lr": 0.25, "steps": 0, "base": "gone", "old": [1, 2], "words": ["b", "c"]})
+    assert form.fields["steps"].control.value == "0"
+    assert set(form.errors) == {"steps"}
+    assert told == ["Thing has no parameter 'old' any more, which was 1, 2.",
+                    "base was gone, which cannot be chosen here; on the form it is adam."]
+    form.fields["steps"].control.value = "7"
+    assert form.changes() == {"lr": 0.25, "steps": 7, "words": ["b", "c"]}  # what the run does not say is at its default
+    form.reset()
+    assert form.changes() == {"lr": 0.5, "epochs": [3, 4]}
 
 
 @few

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tracking.folder import RunFolder
 from workbench.explorer import curves, search
 from workbench.explorer.form import basic_fields
 from workbench.explorer.listed import ListedRun
-from workbench.explorer.plots import drawn
+from workbench.explorer.plots import Worker, drawn
 from workbench.explorer.rows import Rows
 from workbench.method import View
 from workbench.params import Field, Params
@@ -261,7 +262,7 @@ def test_a_run_comes_out_of_mlflow_even_where_its_folder_is_gone(ex, uri):
     shown = ex.show(run_id)
     until(lambda: len(shown.rows) == 5, "its rows")
     assert shown.rows == values
-    with pytest.raises(UserError, match="is not to be had"):
+    with pytest.raises(UserError, match="did not give it"):
         ex.show("0" * 32)
 
 
@@ -278,8 +279,11 @@ def test_side_by_side_has_curves_front_table_and_target(ex):
     assert "4 runs in 2 groups" in pane.worker.note.value
     assert pane.metric.value == "eval/loss"
     assert "±" in pane.table.value
-    kinds = [o["data"]["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] for o in pane.plots.box.outputs]
-    assert len(kinds) == 2
+    drawings = [o["data"].get("application/vnd.plotly.v1+json") for o in pane.plots.box.outputs]
+    assert [d is None for d in drawings] == [False, True] * 2  # each figure has its description below
+    kinds = [d["layout"]["title"]["text"] for d in drawings if d]
+    colours = {trace["name"].partition(" (")[0]: trace["line"]["color"] for trace in drawings[0]["data"] if trace.get("name")}
+    assert [*colours.values()] == [curves.style(r.number).colour for r in (ex.runs[0], ex.runs[2])]  # those of the other pane
     assert any("against clock/wall_s" in k for k in kinds)
     last = min(r.metrics["eval/loss"] for r in ex.runs)
     pane.target.value = str(last)
@@ -301,6 +305,16 @@ def test_side_by_side_with_nothing_finished_says_so(ex):
     assert "Nothing has finished yet" in ex.side_by_side.worker.note.value
 
 
+def test_work_that_takes_its_time_counts_it_and_the_last_word_stands():
+    worker, go = Worker(), threading.Event()
+    worker.ask(lambda: "There it is." * go.wait(WAIT_S), "On its way …")
+    until(lambda: "On its way …" in worker.note.value and " s</span>" in worker.note.value, "seconds")
+    go.set()
+    worker.wait(WAIT_S)
+    assert "There it is." in worker.note.value
+    assert "On its way" not in worker.note.value
+
+
 # --- inside ---------------------------------------------------------------------------------------------------
 
 
@@ -320,9 +334,10 @@ def test_views_of_a_run_that_goes_on_and_of_one_that_has_ended(ex, toy):
     r.wait(WAIT_S)
     ex.panes.choice.value = "Inside"
     ex.inside.worker.wait(WAIT_S)
-    (output,) = ex.inside.plots.box.outputs
-    assert output["data"]["text/plain"] == "Look."
-    assert "Where it is: Look." in ex.inside.worker.note.value
+    figure, caption = ex.inside.plots.box.outputs
+    assert figure["data"]["text/plain"] == "Look."
+    assert "Look." in caption["data"]["text/html"]
+    assert f"at step {r.rows.last['step']:g}" in ex.inside.worker.note.value
 
 
 def test_a_view_that_breaks_ends_no_run_and_a_method_without_views_says_so(ex, toy):
@@ -343,7 +358,8 @@ def test_a_view_that_breaks_ends_no_run_and_a_method_without_views_says_so(ex, t
 @pytest.mark.parametrize("view", [
     View("h", "histogram", {"a": [1.0, 2.0, 2.0], "b": [0.0]}, x="weight"), View("p", "points", {"a": ([1, 2], [3, 4]), "b": ([], [])}),
     View("l", "lines", {"a": (range(10_000), range(10_000))}, x="t [s]", y="v"), View("b", "bars", {"a": 1.0, "b": 2.0}),
-    View("m", "matrix", {"": [[1, 0], [0, 1]]}), View("n", "bars", {0: 1.0, 1: 2.0}),  # clients go by number
+    View("m", "matrix", {"": [[1, 0], [0, 1]]}), View("s", "matrix", {"a": [[1, -3]], "b": [[2, 0]]}, z="w"),
+    View("n", "bars", {0: 1.0, 1: 2.0}),  # clients go by number
 ], ids=lambda v: f"{v.kind} {v.title}")
 def test_every_kind_of_view_is_drawn_small(view):
     figure = drawn(view)
@@ -353,11 +369,19 @@ def test_every_kind_of_view_is_drawn_small(view):
     json.loads(figure.to_json())
 
 
+def test_matrices_beside_each_other_share_a_scale_about_zero():
+    figure = drawn(View("s", "matrix", {"a": [[1, -3]], "b": [[2, 0]]}, z="w"))
+    assert len({trace.coloraxis for trace in figure.data}) == 1
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-3, 3)
+    assert figure.layout.coloraxis.colorbar.title.text == "w"
+    assert [a.text for a in figure.layout.annotations] == ["a", "b"]
+
+
 def test_a_histogram_shows_its_first_and_last_bin_and_dashes_that_leave_no_corner_out():
     figure = drawn(View("h", "histogram", {"deployed": [-1.0, 1.0], "latent": [-0.5, 0.5]}, x="weight"))
     low, high = figure.layout.xaxis.range
     assert low < -1 < 1 < high
-    assert {trace.line.dash for trace in figure.data} == {"solid", "dot"}
+    assert {trace.line.dash for trace in figure.data} == {"solid", "2px,2px"}
     for trace in figure.data:
         assert trace.y[0] == trace.y[-1] == 0  # closed on both sides
         assert sum(trace.y[1:-2]) == pytest.approx(1.0)  # the last bin's share stands twice

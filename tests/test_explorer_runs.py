@@ -54,11 +54,11 @@ def test_run_button_trains_and_draws(ex):
 
 def test_a_button_whose_verb_breaks_says_so(ex, monkeypatch):
     """A full disk, say: nothing that a person did wrong, and yet they must see why no run came."""
-    def full(request):
+    def full(requests):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ex.session, "submit", full)
+        patch.setattr(ex.session, "submit_all", full)
         ex.toolbar.run.click()
     assert "OSError: [Errno 28] No space left on device" in ex.toolbar.status.value
     ex.set(steps=3)

@@ -15,7 +15,7 @@ from tests.test_llm_tasks import SMALL
 from workbench.llm.packed import Packed
 from workbench.method import Context, View
 from workbench.spec import resolve
-from workbench.state import snapshot
+from workbench.state import restore, snapshot
 
 SLOW_LINKS = {"latency": 0.05, "bandwidth": 2e5}
 
@@ -187,13 +187,12 @@ def test_patterns_are_those_of_the_matrix_and_of_what_is_stored(method, params):
     method, task, ctx, state = begun(method, "pydoc/tiny_llama", SMALL, **params, sequences=1)
     assert looked(method, state, task, ctx) == []
     metrics = method.step(state, task, ctx)
-    bits, before, after, *ordered, error = looked(method, state, task, ctx)
+    bits, both, *ordered, error = looked(method, state, task, ctx)
     (name, entry), = state.packed.items()
     weight = task.reference().get_submodule(name).weight.detach()
     decoded = Packed(**{k: entry[k] for k in ("format", "shape", "tensors", "meta")}).dequantise()
     assert sum(bits.groups.values()) == pytest.approx(metrics["memory/bits_per_weight"])
-    for view, matrix in ((before, weight), (after, decoded)):
-        (shown,) = view.groups.values()
+    for shown, matrix in zip(both.groups.values(), (weight, decoded), strict=True):
         assert (shown == matrix[:shown.shape[0], :shown.shape[1]].numpy()).all()
     assert f"{metrics['train/weight_error']:.2g}" in error.note or f"{(decoded - weight).norm() / weight.norm():.3g}" in error.note
     (patches,) = error.groups.values()  # patches of one size: their mean square is that of the matrix
@@ -201,8 +200,59 @@ def test_patterns_are_those_of_the_matrix_and_of_what_is_stored(method, params):
     assert np.sqrt((patches**2).mean()) == pytest.approx(float((decoded - weight).norm() / weight.norm()), rel=1e-4)
     assert len(ordered) == (method.id == "reallm")
     for view in ordered:  # columns in another order: the same entries in every row that is whole
-        (shown,) = view.groups.values()
+        plain, shown = view.groups.values()
+        assert (plain == weight[:len(plain), :plain.shape[1]].numpy()).all()
         whole = shown.shape[1] == weight.shape[1]
         assert whole
         assert (np.sort(shown, 1) == np.sort(weight[:len(shown)].numpy(), 1)).all()
         assert (shown != weight[:len(shown)].numpy()).any()
+
+
+@pytest.mark.parametrize("params", [{}, {"rank": 2, "steps": 2, "report_every": 1}], ids=["plain", "tuned"])
+def test_a_look_at_a_saved_state_goes_through_no_calibration(monkeypatch, params):
+    """What is put into the shell is all that was saved; the model, which may be large, is not run for it."""
+    method, task, ctx, state = begun("rtn", "pydoc/tiny_llama", SMALL, **params, bits=2, sequences=2, output_errors=True)
+    for _ in range(method.progress(state).total - (1 if params else 0)):
+        method.step(state, task, ctx)
+    saved = copy.deepcopy(snapshot(state))
+    monkeypatch.setattr(type(method), "init", None)
+    monkeypatch.setattr(task.reference(), "forward", None)
+    again = restore(method.shell(task, ctx), saved)
+    assert_same(snapshot(again), saved)
+    assert looked(method, again, task, ctx)[0].title.startswith("Bits")
+
+
+# --- graphs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "params"), [
+    ("igt", {"iterations": 3, "orders": 2, "filters": (6, 4)}), ("raw_features", {}),
+    pytest.param("gcn", {"epochs": 3}, marks=pytest.mark.slow),  # PyTorch Geometric takes seconds to come up
+])
+def test_nodes_are_where_principal_components_put_them(method, params):
+    """NumPy's singular values of the same representation: variances along the axes, and the share that the plane holds."""
+    sizes = {"nodes": 200, "degree": 16.0, "features": "means", "shift": 1.0, "val_size": 60}
+    method, task, ctx, state = begun(method, "sbm/node", sizes, **params)
+    for _ in range(method.progress(state).total):
+        method.step(state, task, ctx)
+    plane, *orders = looked(method, state, task, ctx)
+    shown = np.concatenate([np.column_stack(xy) for xy in plane.groups.values()])
+    assert {name: len(x) for name, (x, _) in plane.groups.items()} == {f"class {c}": int((task.y == c).sum()) for c in range(2)}
+    if method.id == "gcn":
+        assert "2 dimensions" in plane.note  # as many as classes: all of it is in the plane
+        assert "100%" in plane.note
+    else:
+        z = method.features(state, task, ctx).numpy().astype(float)
+        lengths = np.linalg.svd(z - z.mean(0), compute_uv=False)
+        # the representation is float32, and so are its projections
+        np.testing.assert_allclose(np.linalg.norm(shown - shown.mean(0), axis=0), lengths[:2], rtol=1e-4)
+        assert f"{(lengths[:2] ** 2).sum() / (lengths ** 2).sum():.0%}" in plane.note
+    if method.id == "igt":
+        energy, kept = orders
+        total = float(method.reduced(state, task).square().sum())
+        blocks = [float(b.square().sum()) / total for b in method.blocks(state, task, ctx)]
+        assert [*energy.groups.values()] == pytest.approx(blocks, rel=1e-5)
+        assert [len(share) for _, share in kept.groups.values()] == [6, 4]
+        assert all((np.diff(share) <= 0).all() and share[-1] >= 0 and share[0] <= 1 for _, share in kept.groups.values())
+    else:
+        assert orders == []

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from plotly.graph_objects import Figure, FigureWidget
 
 from tracking.errors import UserError
-from tracking.figures import INK, bars_with_intervals, curves, data_of, histogram, label_places, pareto_figure, style_of, thin
+from tracking.figures import INK, bars_with_intervals, curves, data_of, histogram, pareto_figure, style_of, thin
+from tracking.labels import label_places
 from tracking.statistics import interval
 
 
@@ -158,6 +159,24 @@ POINTS = pandas.DataFrame({
     "eval/accuracy ±": [0.01, 0.02, np.nan, np.nan],
     "comm/up_bytes": [100.0, 10.0, 50.0, 1.0],
 })
+
+
+def test_who_has_no_place_on_a_logarithmic_axis_is_named():
+    points = pandas.DataFrame({"method": ["silent", "cheap", "dear"], "n": 1, "comm/up_bytes": [0.0, 10.0, 14.0],
+                               "eval/accuracy": [0.9, 0.8, 0.95]})
+    figure = pareto_figure(points, "comm/up_bytes", "eval/accuracy", log_x=True, note="a machine")
+    assert {t.name for t in figure.data} == {"Pareto front of the means", "cheap (n=1)", "dear (n=1)"}
+    assert list(figure.data[0].x) == [14.0]  # silent is better and costs less than cheap, drawn or not
+    told = "Not drawn, because these axes have no place for it: silent."
+    assert figure.layout.title.subtitle.text == f"a machine. {told}"
+    assert told in figure.layout.meta["caption"]
+    sent = {"a": [0, 0], "b": [3, 6]}
+    frames = {m: [pandas.DataFrame({"step": [1, 2], "comm/up_bytes": b, "eval/accuracy": [0.1, 0.2]})] for m, b in sent.items()}
+    drawn = curves(frames, "eval/accuracy", "comm/up_bytes", log_x=True)
+    assert [t.name for t in drawn.data] == ["b (n=1)"]
+    assert drawn.layout.title.subtitle.text.endswith("no place for it: a.")
+    with pytest.raises(UserError, match="above zero"):
+        pareto_figure(points[:1], "comm/up_bytes", "eval/accuracy", log_x=True)
 
 
 def test_pareto_figure_draws_front_points_and_bars():

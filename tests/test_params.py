@@ -5,6 +5,7 @@ The cases are generated from the declarations of every registered method and tas
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -17,27 +18,34 @@ from tracking.errors import UserError
 from workbench import registry
 from workbench.params import Field, Params, allowed, bounds, choices, from_text, parse, table
 
-MODELS = {f"method {id}": registry.load_method(id).Params for id in registry.methods()} | {
-    f"task {entry.cls}": registry.load_task(id).Params for id, entry in registry.tasks().items()
+OWNERS = {f"method {id}": (registry.load_method, id) for id in registry.methods()} | {
+    f"task {entry.cls}": (registry.load_task, id) for id, entry in registry.tasks().items()
 }
 TINY = 1e-9
+
+
+@functools.cache
+def declared(owner: str) -> type[Params]:
+    """The parameters of a method or a task; imported when a test asks, for every process that shares the tests collects them all."""
+    load, id = OWNERS[owner]
+    return load(id).Params
 
 
 def refused(owner: str, name: str, value: Any) -> str:
     """The message for one wrong value; it must be one line that names the field, the value and what is allowed."""
     with pytest.raises(UserError) as caught:
-        parse(MODELS[owner], {name: value}, owner)
+        parse(declared(owner), {name: value}, owner)
     text = str(caught.value)
     assert "\n" not in text, "one mistake, one line"
     assert text.startswith(f"{owner}: {name} = {value!r} is refused")
-    assert f"Allowed: {allowed(MODELS[owner].model_fields[name])}." in text
+    assert f"Allowed: {allowed(declared(owner).model_fields[name])}." in text
     return text
 
 
 def message(owner: str, name: str, value: Any) -> str:
     """What is said about a value: nothing when all is well; a rule over several fields may have a word about a legal one."""
     try:
-        parse(MODELS[owner], {name: value}, owner)
+        parse(declared(owner), {name: value}, owner)
     except UserError as error:
         return str(error)
     return ""
@@ -48,19 +56,19 @@ def step(kind: type, bound: float) -> float:
     return 1 if kind is int else max(TINY, abs(bound) * 1e-6)
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_every_field_is_described_and_its_default_is_valid(owner, subtests):
-    for name, field in MODELS[owner].model_fields.items():
+    for name, field in declared(owner).model_fields.items():
         with subtests.test(name):
             assert field.description, "a field without a description makes a form without words"
             assert not field.description.endswith(".")
             default = field.get_default(call_default_factory=True)
-            assert getattr(parse(MODELS[owner], {name: default}, owner), name) == default
+            assert getattr(parse(declared(owner), {name: default}, owner), name) == default
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_numbers_are_held_to_their_bounds(owner, subtests):
-    for name, field in MODELS[owner].model_fields.items():
+    for name, field in declared(owner).model_fields.items():
         if field.annotation in (int, float):
             with subtests.test(name):
                 kind, limits = field.annotation, bounds(field)
@@ -73,34 +81,34 @@ def test_numbers_are_held_to_their_bounds(owner, subtests):
                     inside = kind(bound) if sign in ("ge", "le") else kind(bound - outwards * step(kind, bound))
                     at_bound = message(owner, name, inside)
                     # a rule between fields may forbid it beside the others' defaults: then it names another field
-                    others = set(MODELS[owner].model_fields) - {name}
+                    others = set(declared(owner).model_fields) - {name}
                     assert "is refused" not in at_bound or others & set(re.findall(r"\w+", at_bound)), at_bound
                 for wrong in (math.nan, math.inf, -math.inf):
                     # nan is not equal to itself, so its message is looked at here
                     with pytest.raises(UserError, match=f"{name} = {wrong!r} is refused"):
-                        parse(MODELS[owner], {name: wrong}, owner)
+                        parse(declared(owner), {name: wrong}, owner)
                 for wrong in ("3", "", None, [1], True, "nan"):
                     if wrong == [1]:
                         with pytest.raises(UserError, match=rf"{name} = \(1,\) is refused"):
-                            parse(MODELS[owner], {name: wrong}, owner)
+                            parse(declared(owner), {name: wrong}, owner)
                     else:
                         refused(owner, name, wrong)
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_booleans_are_booleans(owner, subtests):
-    for name, field in MODELS[owner].model_fields.items():
+    for name, field in declared(owner).model_fields.items():
         if field.annotation is bool:
             with subtests.test(name):
                 for value in (True, False):
-                    assert getattr(parse(MODELS[owner], {name: value}, owner), name) is value
+                    assert getattr(parse(declared(owner), {name: value}, owner), name) is value
                 for wrong in ("false", "true", "False", "yes", 0, 1, None, ""):
                     refused(owner, name, wrong)
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_options_are_closed(owner, subtests):
-    for name, field in MODELS[owner].model_fields.items():
+    for name, field in declared(owner).model_fields.items():
         if choices(field):
             with subtests.test(name):
                 options = choices(field)
@@ -112,9 +120,9 @@ def test_options_are_closed(owner, subtests):
                     assert f"Did you mean {longest!r}?" in refused(owner, name, longest[:-1])
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_misspelt_names_are_refused_with_the_nearest(owner):
-    model = MODELS[owner]
+    model = declared(owner)
     for name in model.model_fields:
         wrong = name + "x"
         with pytest.raises(UserError) as caught:
@@ -124,20 +132,20 @@ def test_misspelt_names_are_refused_with_the_nearest(owner):
         assert all(known in str(caught.value) for known in model.model_fields)
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_round_trip_through_python_and_json(owner):
     """What a run records is what a run can be asked for with."""
-    p = parse(MODELS[owner], None, owner)
-    assert parse(MODELS[owner], p.model_dump(), owner) == p
-    assert parse(MODELS[owner], json.loads(json.dumps(p.model_dump(mode="json"))), owner) == p
+    p = parse(declared(owner), None, owner)
+    assert parse(declared(owner), p.model_dump(), owner) == p
+    assert parse(declared(owner), json.loads(json.dumps(p.model_dump(mode="json"))), owner) == p
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        setattr(p, next(iter(MODELS[owner].model_fields)), 1)
+        setattr(p, next(iter(declared(owner).model_fields)), 1)
 
 
-@pytest.mark.parametrize("owner", MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
 def test_the_command_line_reads_what_is_printed(owner):
     """Every default, written as text, comes back as itself."""
-    model = MODELS[owner]
+    model = declared(owner)
     p = parse(model, None, owner)
     texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in p.model_dump(mode="json").items()}
     assert parse(model, from_text(model, texts), owner) == p

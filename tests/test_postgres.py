@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from tracking.recorder import Recorder
 from tracking.server import START_S, start
 from tracking.store import Store
 from tracking.sync import sync
+from tracking.views import publish
 
 WHY_NOT = why_not()
 ROOT = Path(__file__).parent.parent
@@ -171,6 +173,9 @@ def test_no_password_anywhere(cluster, ui, tmp_path, caplog, monkeypatch):
             with pytest.raises(UserError) as refused:
                 start(tmp_path / "home", 0, uri)
             said.append(str(refused.value))
+            with pytest.raises(UserError, match="The store at postgresql://127|its port is no number") as refused:
+                publish("bench", tracking=uri)
+            said.append("".join(traceback.format_exception(refused.value)))
             if "%2F" in uri:
                 with pytest.raises(UserError) as refused:
                     sync(uri=uri, folders=[ui.home / "journals"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -76,7 +79,7 @@ def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeyp
     monkeypatch.setattr(line, "QUIET_S", 0.05)
     monkeypatch.setattr(line, "HURRY_S", 0.2)
     shown = ex.preview.html
-    assert shown.value == ""
+    assert "Cost of" not in shown.value
     ex.set(steps=4, sleep_s=3.0)
     try:
         ex._repr_mimebundle_()
@@ -92,6 +95,14 @@ def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeyp
         ex.preview.wait(WAIT_S)
         assert "Cost of these 2 runs" in shown.value
         assert ex.preview._child.pid == process  # it is kept: starting one takes seconds
+        ex.set(sleep_s=0.6)
+        until(lambda: ex.preview._pricing, "the work on it")
+        ex.set(seeds=3)  # for less than HURRY_S: what is at work is wanted again
+        ex.set(seeds=2)
+        ex.preview.wait(WAIT_S)
+        assert "Cost of these 2 runs" in shown.value
+        assert ex.preview._child.pid == process
+        ex.set(sleep_s=0.0)
         ex.set(fail_at=0)
         ex.preview.wait(WAIT_S)
         assert "the toy broke" in shown.value
@@ -108,7 +119,32 @@ def test_the_line_appears_follows_the_form_and_waits_for_what_trains(ex, monkeyp
         ex.preview.wait(WAIT_S)
         assert "Cost of this run" in shown.value
         ex.forms["method"].fields["lr"].control.value = "-1"
-        assert shown.value == ""
+        assert "Cost of" not in shown.value
     finally:
         ex.preview.close()
     until(lambda: ex.preview._thread is None, "the thread to end")
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    ("import os; os._exit(3)", "ended with code 3"), ("import os; os.kill(os.getpid(), 9)", "out of memory"), ("print('{}')", "KeyError"),
+])
+def test_a_process_that_ends_by_itself_or_talks_nonsense_is_told_and_the_next_form_is_priced(ex, monkeypatch, code, said):
+    """A step that ends its process (a crash, too much memory) must leave neither a silent line nor a thread that is dead for good."""
+    monkeypatch.setattr(line, "QUIET_S", 0.01)
+
+    def broken(request):
+        ex.preview._child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return ex.preview._child
+
+    monkeypatch.setattr(ex.preview, "_ask_child", broken)
+    ex.preview.begin()
+    try:
+        ex.preview.wait(WAIT_S)
+        assert "The cost is not known" in ex.preview.html.value
+        assert said in ex.preview.html.value
+        monkeypatch.setattr(ex.preview, "_ask_child", lambda request: (_ for _ in ()).throw(OSError("no more processes")))
+        ex.set(steps=7)
+        ex.preview.wait(WAIT_S)
+        assert "no more processes" in ex.preview.html.value
+    finally:
+        ex.preview.close()

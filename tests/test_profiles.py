@@ -69,11 +69,47 @@ def test_default_targets_are_the_medians_and_absent_is_not_failed(tmp_path):
     table = ratios(home.compare(), "train/epoch")
     assert [*table] == ["a", "b", "c"]
     assert (table.loc[TASKS[0]] == [1.0, 1.0, math.inf]).all()  # the median of 0.9, 0.8, 0.7 is reached by two
-    assert "Left out, because it did not run on all tasks: d." in home.compare().profiles("train/epoch").layout.meta["caption"]
+    assert "did not run on all tasks, or reports no such cost: d." in home.compare().profiles("train/epoch").layout.meta["caption"]
     with pytest.raises(UserError, match="Unknown task 'digit/mlp'"):
         home.compare().profiles("train/epoch", {"digit/mlp": 0.5})
     with pytest.raises(UserError, match="two tasks or more"):
         home.compare().only(TASKS[0]).profiles("train/epoch")
+
+
+def test_what_costs_nothing_is_the_cheapest_and_other_hardware_is_no_price(tmp_path):
+    home = Home(tmp_path)
+    for task in TASKS[:2]:
+        for method, zero in (("free", True), ("free_too", True), ("paid", False)):
+            run = home.run(method, [0.9], task=task, hardware="a GPU" if zero else "a CPU")
+            (entry,) = map(json.loads, run.folder.journal_path.read_text().splitlines())
+            entry["values"]["comm/up_bytes"] = 0.0 if zero else 5.0
+            run.folder.journal_path.write_text(json.dumps(entry) + "\n")
+    table = ratios(home.compare(), "comm/up_bytes", dict.fromkeys(TASKS[:2], 0.9))
+    assert table.loc[TASKS[0]].to_dict() == {"free": 1.0, "free_too": 1.0, "paid": math.inf}
+    with pytest.raises(UserError, match=r"different hardware.*a CPU, 2 threads \| a GPU, 2 threads"):
+        home.compare().profiles("clock/wall_s")
+
+
+def test_the_profile_is_by_a_cost_that_all_methods_have(tmp_path):
+    home = Home(tmp_path)
+    for task in TASKS[:2]:
+        home.run("silent", [0.9], task=task)
+        home.run("talkative", [0.9], task=task, up_bytes=7)
+    assert "clock/wall_s" in home.compare().profiles().layout.title.text
+
+
+def test_several_settings_on_one_task_and_one_on_the_other(tmp_path):
+    """A setting that ran on both tasks is a solver; one tuned per task is one, too; a task in two settings is two problems."""
+    home = Home(tmp_path)
+    for task, lrs in zip(TASKS, ((0.1, 0.2), (0.1,)), strict=False):
+        for lr in lrs:
+            home.run("a", [0.9], task=task, params={"lr": lr})
+        home.run("tuned", [0.9], task=task, params={"lr": 3.0 if task == TASKS[0] else 5.0})
+    assert [*ratios(home.compare(), "train/epoch")] == ["a lr=0.1", "tuned"]
+    assert "no such cost: a lr=0.2." in home.compare().profiles("train/epoch").layout.meta["caption"]
+    for method in ("a", "tuned"):
+        home.run(method, [0.9], task=TASKS[0], task_params={"train_size": 50})
+    assert [*ratios(home.compare(), "train/epoch").index] == ["digits/mlp", "digits/mlp task.train_size=50", "moons/mlp"]
 
 
 def test_a_comparison_is_logged_with_its_report(tmp_path, uri, monkeypatch):

@@ -127,8 +127,11 @@ def test_report_refuses(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_figures_there_is_no_script(tmp_path):
-    assert "<script" not in report(tmp_path / "r.html", "t", [("s", "text")]).read_text()
+def test_without_figures_there_is_no_script_but_the_one_that_follows_links(tmp_path):
+    text = report(tmp_path / "r.html", "t", [("s", "text")]).read_text()
+    assert text.count("<script") == 1
+    assert 'location.protocol === "blob:"' in text
+    assert "Plotly" not in text
 
 
 @pytest.mark.browser
@@ -155,6 +158,21 @@ def test_page_draws_offline_in_light_and_dark_and_works_by_keyboard(page):
             tab.locator("summary").first.focus()
             tab.keyboard.press("Enter")
             assert tab.locator("details[open] table").count() == 1
+            buttons = tab.locator(".modebar-btn").evaluate_all("all => all.map(b => b.dataset.attr + b.dataset.title + (b.href || ''))")
+            assert buttons
+            assert not [b for b in buttons if "loud" in b or "Share" in b or "http" in b]  # none leads out of the page
+            assert wrong == []
+            assert asked == []
+            # as MLflow shows it: a blob: address in a frame that may run scripts and nothing else
+            tab.goto("about:blank")
+            tab.set_content("<iframe sandbox='allow-scripts' width=600 height=300></iframe>")
+            tab.evaluate("""text => document.querySelector("iframe").src = URL.createObjectURL(new Blob([text], {type: "text/html"}))""",
+                         page.read_text())
+            inside = tab.frame_locator("iframe")
+            inside.locator("#plot2 .scatterlayer .trace").first.wait_for(state="attached")
+            inside.locator("nav a").nth(1).click()
+            playwright.expect(inside.locator("#s2")).to_be_focused()
+            playwright.expect(inside.locator("#s2")).to_be_in_viewport()
             assert wrong == []
             assert asked == []
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from contextlib import closing
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -16,7 +17,8 @@ from tracking.folder import RunFolder
 from tracking.journal import Journal
 from tracking.metrics import METRICS
 from tracking.recorder import Recorder
-from tracking.store import GROUP, Store
+from tracking.shipping import Shipper
+from tracking.store import ABOUT, COLOUR, GROUP, Store
 from tracking.styles import style_of
 from tracking.views import VIEWS, links_of, load, publish
 from tracking.views.saved import KNOWN, MAX_TAG, TAG, known_metrics, parse, read_back
@@ -33,7 +35,9 @@ def test_every_view_is_whole_and_small(id):
     if view.columns:
         named = [c.partition(".`") for c in state["selectedColumns"]]
         assert [name[:-1] for _, _, name in named] == [*view.columns]
-        assert [kind for kind, _, _ in named] == ["metrics" if c in METRICS else "params" for c in view.columns]
+        assert [kind for kind, _, _ in named] == ["metrics" if c in METRICS else {GROUP: "tags"}.get(c, "params") for c in view.columns]
+        assert state["columnOrder"] == ["attributes.`Run Name`", *state["selectedColumns"]]
+        assert state["columnWidths"][f"tags.`{GROUP}`"] > 200  # else what tells runs apart is cut off
         assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/accuracy`", False)
         return
     shown = [c for c in state["compareRunCharts"] if not c["deleted"]]
@@ -63,7 +67,7 @@ def test_empty_charts_go_and_the_link_stays():
     assert view.only({"comm/up_bytes"}) is None
     assert replace(view, group_by=("task",), key="").key != view.key
     table = load("runs").only({"eval/loss", "clock/wall_s"})
-    assert table.columns == ("method", "task", "seed", "eval/loss", "clock/wall_s")
+    assert table.columns == (GROUP, "seed", "eval/loss", "clock/wall_s")
     state = read_back(table.value(1, {"eval/loss", "clock/wall_s"}))
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/loss`", True)  # less is better
     assert load("runs").only({"train/epoch"}) is None
@@ -184,6 +188,29 @@ def test_another_version_is_told_and_the_report_named(uri, monkeypatch, version)
     assert not [t for t in store.client.get_experiment(store.experiment("bench")).tags if t.startswith(TAG)]
 
 
+def test_a_run_on_another_version_says_why_there_are_no_views(uri, tmp_path, monkeypatch):
+    folders = [make_run(tmp_path / key, key) for key in ("k1", "k2")]
+    with monkeypatch.context() as patch:
+        patch.setattr("tracking.views.publishing.server_version", lambda _: "2.22.0")
+        for folder in folders:
+            with Journal(folder.journal_path) as journal:
+                journal.append(1, {"eval/accuracy": 0.5}, 1_700_000_000_000)
+            folder.write_status("finished")
+            recorder = Recorder(folder, uri).start()
+            assert recorder.close(60) == 0
+    links = links_of(folders, uri)
+    assert [*links] == ["all runs", "these runs side by side", "views"]
+    assert links["views"].count("here is 2.22.0, so none was published. A report shows the same: `workbench compare --report") == 1
+    note = Store(uri).client.get_run(recorder.run_id).data.tags["mlflow.note.content"]
+    assert "**finished** · [all runs](#/experiments/" in note
+    assert "\n\n| metric |" in note
+    assert notes.linked(links).count("](#/") == 2  # the reason is no link
+    folders[0].write_status("finished", when=1_800_000_000)  # resumed under a version that is known: the reason has gone
+    with closing(Shipper(folders[0], uri)) as shipper:
+        shipper.finish()
+    assert set(links_of(folders[:1], uri)) == {load(v).name for v in ("costs", "runs")}
+
+
 def test_a_study_publishes_the_views_and_links_to_them(uri, toy, own_home):
     """What ``close()`` returns opens MLflow at the study, its saved views and, for a person on its page, the report."""
     study = Study("trial", "Trial of a | toy", StudyParameters(profile="smoke", tracking_uri=uri), paper="A. Author, 2020")
@@ -197,7 +224,7 @@ def test_a_study_publishes_the_views_and_links_to_them(uri, toy, own_home):
     experiment = store.client.get_experiment_by_name("trial")
     for name in names:
         assert f"{TAG}{links[name].partition('viewStateShareKey=')[2].partition('&')[0]}" in experiment.tags
-    assert experiment.tags["mlflow.note.content"] == "**Trial of a | toy** (A. Author, 2020)"
+    assert experiment.tags["mlflow.note.content"] == "Trial of a | toy (A. Author, 2020)"  # MLflow's list has no Markdown
     runs = store.client.search_runs([experiment.experiment_id])
     (parent,) = [r for r in runs if r.data.tags.get("workbench.kind") == "study"]
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -222,19 +249,24 @@ def test_charts_average_nothing_but_seeds(uri, toy, own_home):
     """The views group by one tag: all that is not at its default from the start, and at a study's end what sets its groups apart."""
     state = read_back(load("costs").value(1))
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": GROUP}]
-    assert state["useGroupedValuesInCharts"] is False  # along a metric MLflow would pair values of different steps
-    assert read_back(load("tradeoffs").value(1))["useGroupedValuesInCharts"] is True
+    for view in VIEWS:  # along a metric MLflow would pair values of different steps, and colour two methods alike
+        assert read_back(load(view).value(1))["useGroupedValuesInCharts"] is False
     study = Study("trial", "Trial", StudyParameters(profile="smoke", tracking_uri=uri))
     jobs = [{"method": "toy", "task": "toy", "params": {"steps": steps, "lr": 0.2}} for steps in (3, 4)]
     study.run(jobs, seeds=2, metric="eval/loss", progress=False)
     store = Store(uri)
+    assert store.client.get_experiment_by_name("trial").tags["mlflow.note.content"] == ABOUT
 
     def groups() -> list[str]:
         runs = store.client.search_runs([store.experiment("trial")], "params.method = 'toy'")
         return sorted(f"{r.data.tags[GROUP]}, seed {r.data.params['seed']}" for r in runs)
 
     assert groups() == [f"toy toy steps={steps} lr=0.2, seed {seed}" for steps in (3, 4) for seed in (0, 1)]
+    for run in store.client.search_runs([store.experiment("trial")], "params.method = 'toy'"):
+        store.put_tags(run.info.run_id, {COLOUR: "#000000"})  # as another method's may be, of whose name it comes
     study.close()
+    assert {run.data.tags.get(COLOUR) for run in store.client.search_runs([store.experiment("trial")], "params.method = 'toy'")} == {
+        style_of(["toy"])["toy"].colour}
     assert groups() == [f"toy toy steps={steps}, seed {seed}" for steps in (3, 4) for seed in (0, 1)]
 
 

@@ -14,7 +14,7 @@ from tests.browser import artifacts, browser_page, why_not
 from tests.tracking_helpers import make_run, new_store, recorded, report
 from tracking import pages, server
 from tracking.recorder import Recorder
-from tracking.store import Store
+from tracking.store import GROUP, Store
 from tracking.views import load, publish
 
 WHY_NOT = why_not("mlflow")
@@ -60,7 +60,8 @@ def ask(url: str, method: str = "GET", path: str = "/", body: dict | None = None
     return answer
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "localhost.evil.example", "93.184.216.34"])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "localhost.evil.example", "93.184.216.34", "10.evil.example",
+                                  "192.168.evil.example:5000", "172.16.evil.example", "fc00:evil.example"])
 def test_a_foreign_host_is_refused(served, host):
     """A name that somebody else's DNS lets point here: the browser would let their page read the answer."""
     _, url, *_ = served
@@ -68,9 +69,10 @@ def test_a_foreign_host_is_refused(served, host):
         assert ask(url, method, path, {"name": "x"} if method == "POST" else None, Host=host).status == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:5000", "http://localhost.evil.example"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:5000", "http://localhost.evil.example", "null",
+                                    "http://localhost:1", "http://127.0.0.1", "https://[::1]:8888", "http://localhost:x", "http://[::1"])
 def test_a_foreign_origin_is_refused(served, origin):
-    """A page of somebody else's that writes here through the browser of a person."""
+    """A page of somebody else's that writes or reads here through the browser of a person; also one of another server on this machine."""
     _, url, *_ = served
     assert ask(url, "POST", CREATE, {"name": f"by {origin}"}, Origin=origin).status == 403
     got = ask(url, "GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", Origin=origin)
@@ -89,6 +91,20 @@ def test_this_machine_is_let_in(served):
         assert answer.getheader("X-Frame-Options") == "SAMEORIGIN"
     assert ask(url, "POST", CREATE, {"name": "ours"}, Origin=f"http://localhost:{port}").status == 200
     assert Store(url).client.get_experiment_by_name("ours") is not None
+
+
+def test_the_assistant_is_switched_off(served):
+    """It would run shell commands for everybody who reaches the port; and its panel lies over a quarter of a first page."""
+    _, url, *_ = served
+    for prefix in ("/ajax-api/3.0/mlflow/assistant/", "/ajax-api/3.0/mlflow//assistant/", "/ajax-api/3.0/mlflow/%61ssistant/",
+                   "/x/../ajax-api/3.0/mlflow/assistant/"):
+        for method, name in (("GET", "config"), ("PUT", "config"), ("GET", "providers"), ("POST", "message")):
+            assert ask(url, method, prefix + name, {} if method != "GET" else None).status in (404, 405)
+    page = ask(url)
+    assert page.text.count("<script>localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1'") == 1
+    assert page.text.endswith("</html>")
+    assert page.getheader("Content-Length") == str(len(page.text.encode()))
+    assert ask(url, "HEAD").status == 200
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no /proc")
@@ -123,6 +139,7 @@ def test_the_published_views_are_shown(served, tab, tmp_path):
     assert names.index("Accuracy by time") < names.index("Accuracy by bytes sent") < names.index("Accuracy by joules")
     assert "Other metrics" not in names
     assert "Additional runs" not in names  # the study's own run has no curves
+    assert "Welcome to MLflow Assistant" not in names  # a panel that unfolds by itself in a browser that is here for the first time
     tab.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for(state="attached")
     tab.screenshot(path=artifacts(tmp_path) / "mlflow_costs.png")
     tab.goto(published.links[load("tradeoffs").name])
@@ -136,7 +153,7 @@ def test_the_table_shows_what_matters_best_first(served, tab, tmp_path):
     _, url, *_ = served
     tab.goto(publish("bench", tracking=url).links[load("runs").name])
     tab.locator("[role=row] [col-id='metrics.`eval/accuracy`']").nth(1).wait_for(timeout=60_000)
-    wanted = ["params.`method`", "params.`seed`", "metrics.`eval/accuracy`", "metrics.`comm/up_bytes`", "metrics.`energy/model_j`"]
+    wanted = [f"tags.`{GROUP}`", "params.`seed`", "metrics.`eval/accuracy`", "metrics.`comm/up_bytes`", "metrics.`energy/model_j`"]
     tab.wait_for_function("""wanted => {
         const heads = wanted.map(id => document.querySelector(`[role=columnheader][col-id="${id}"]`));
         return heads.every(head => head) && heads.map(head => head.getBoundingClientRect().x).every((x, i, all) => !i || x > all[i - 1]);

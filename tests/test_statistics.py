@@ -133,6 +133,8 @@ def test_to_target_in_both_directions():
     assert to_target(frame, "eval/loss", 1.0, "step") == 2
     assert to_target(frame, "eval/accuracy", 0.95, "clock/wall_s") is None
     assert to_target(frame, "eval/accuracy", 0.8, "comm/up_bytes") is None  # axis never reported
+    still = pandas.DataFrame({"step": [1, 2, 3, 4], "comm/up_bytes": [10, 10, 10, 30], "eval/accuracy": [0.5, 0.95, 0.8, 0.96]})
+    assert to_target(still, "eval/accuracy", 0.9, "comm/up_bytes") == 10  # there, and gone again before another byte is sent
     with pytest.raises(UserError, match="no better direction"):
         to_target(frame, "train/lr", 0.1, "step")
 

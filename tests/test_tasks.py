@@ -22,7 +22,7 @@ from workbench.datasets.two_moons import TwoMoons
 from workbench.method import Context
 from workbench.params import parse
 
-TASKS = sorted(id for id in registry.tasks() if registry.task_entry(id).module.startswith("workbench.datasets."))
+TASKS = sorted(id for id, entry in registry.tasks().items() if entry.module.startswith("workbench.datasets."))
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 

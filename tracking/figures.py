@@ -67,14 +67,16 @@ def curves(
     import plotly.graph_objects as go
 
     styles = styles or style_of(groups)
-    figure = go.Figure()
+    figure, hidden = go.Figure(), []
     seeds = {name: [c for c in (curve(f, metric, axis) for f in frames) if len(c[0])] for name, frames in groups.items()}
     tables = {name: on_grid(own, level=level) for name, own in seeds.items()}
     together = all(len(x) == len(tables[name]) for name, own in seeds.items() for x, _ in own)
     for name, table in tables.items():
         n = len(seeds[name])
         table = table[(table.n == n) & ((table.x > 0) | (not log_x)) & ((table["mean"] > 0) | (not log_y))]
-        if len(table):
+        if n and not len(table):
+            hidden.append(name)
+        elif n:
             _add_curve(figure, f"{name} (n={n})", table.iloc[thin(table["mean"])], styles[name], "linear" if together else "hv", log_y,
                        fraction=declared(metric).unit == "fraction")
     if not figure.data:
@@ -83,10 +85,17 @@ def curves(
     cut = ", cut at 0 and 1" if declared(metric).unit == "fraction" else ""
     caption = (f"{declared(metric).description.capitalize()} ({metric}) against {axis}. Line: mean over n seeds, each at its last reported "
                f"value, as far as all seeds go; band: {level:.0%} Student t interval (none for n=1{cut}).")
+    note, caption = _absent(hidden, note, caption)
     figure.update_layout(layout(title or f"{metric} against {axis}", note, caption, len(groups)))
     figure.update_xaxes(_axis(axis, log_x))
     figure.update_yaxes(_axis(metric, log_y))
     return figure
+
+
+def _absent(names: Sequence[str], note: str, caption: str) -> tuple[str, str]:
+    """Subtitle and caption that also name who has data, but no place on these axes."""
+    why = f"Not drawn, because these axes have no place for it: {', '.join(names)}."
+    return (f"{note}. {why}" if note else why, f"{caption} {why}") if names else (note, caption)
 
 
 def _add_curve(figure: Figure, name: str, table: pandas.DataFrame, style: Style, shape: str, log_y: bool,
@@ -111,12 +120,14 @@ def _add_curve(figure: Figure, name: str, table: pandas.DataFrame, style: Style,
 
 
 def pareto_figure(points: pandas.DataFrame, x: str, y: str, *, log_x: bool = False, log_y: bool = False, title: str | None = None,
-                  note: str = "", styles: Mapping[str, Style] | None = None) -> Figure:
+                  note: str = "", styles: Mapping[str, Style] | None = None, no_front: str = "") -> Figure:
     """Points of ``y`` over ``x`` and the staircase of those that no other dominates, each metric in its own direction.
 
     ``points`` has the columns ``method``, ``n``, the two metrics and, where known, half-widths as ``"<metric> ±"``.
-    Rows in which a metric is absent are not drawn. Raises UserError where none is left.
+    Rows in which a metric is absent are not drawn. ``no_front``: why the points must not be ranked; then there is no staircase.
+    Raises UserError where no row is left.
     """
+    import pandas
     import plotly.graph_objects as go
 
     directions = [direction(x), direction(y)]
@@ -125,18 +136,24 @@ def pareto_figure(points: pandas.DataFrame, x: str, y: str, *, log_x: bool = Fal
         raise UserError(f"No method has both {x} and {y}: nothing to draw.")
     styles = styles or style_of(points["method"])
     front = points[pareto(points[[x, y]], directions)].sort_values(x)
+    placed = pandas.Series(True, points.index) & ((points[x] > 0) | (not log_x)) & ((points[y] > 0) | (not log_y))
+    if not placed.any():
+        raise UserError(f"No method has {x} and {y} above zero: nothing to draw on logarithmic axes.")
     figure = go.Figure()
     corner = "hv" if directions[0] == "lower" else "vh"  # what is on the front is reachable up to the next better point
-    figure.add_trace(go.Scatter(x=front[x], y=front[y], mode="lines", name="Pareto front of the means", hoverinfo="skip",
-                                line={"color": INK, "width": 1.5, "dash": "dot", "shape": corner}))
-    for row in points.to_dict("records"):
+    line = front[placed[front.index]]
+    if not no_front:
+        figure.add_trace(go.Scatter(x=line[x], y=line[y], mode="lines", name="Pareto front of the means", hoverinfo="skip",
+                                    line={"color": INK, "width": 1.5, "dash": "dot", "shape": corner}))
+    for row in points[placed].to_dict("records"):
         style = styles[row["method"]]
         figure.add_trace(go.Scatter(
             x=[row[x]], y=[row[y]], mode="markers", name=text(f"{row['method']} (n={row['n']})"),
             error_x=_error(row.get(f"{x} ±")), error_y=_error(row.get(f"{y} ±")),
             marker={"color": style.colour, "symbol": style.marker, "size": 12}, hovertemplate="%{x:.4~g}, %{y:.4~g}"))
-    caption = (f"{y} ({directions[1]} is better) against {x} ({directions[0]} is better). On the front: {', '.join(front['method'])}. "
-               "Bars: t interval over n seeds.")
+    told = f"No front: {no_front}" if no_front else f"On the front: {', '.join(front['method'])}"
+    caption = f"{y} ({directions[1]} is better) against {x} ({directions[0]} is better). {told}. Bars: t interval over n seeds."
+    note, caption = _absent(list(points["method"][~placed]), note, caption)
     figure.update_layout(layout(title or f"{y} against {x}", note, caption, len(points)))
     figure.update_xaxes(_axis(x, log_x))
     figure.update_yaxes(_axis(y, log_y))
@@ -235,37 +252,12 @@ def _axis_of(figure: Figure, trace: Any, letter: str) -> str:
     return own.title.text or (axis(own.matches).title.text if own.matches else None) or letter
 
 
-def label_places(x: ArrayLike, y: ArrayLike, labels: Sequence[str], width: float = 700, height: float = 400, font: float = 11) -> list[str]:
-    """A plotly text position for the label of each point, such that labels hide neither points nor each other where there is room.
-
-    ``x, y``: places in fractions of the drawing area, ``width`` by ``height`` pixels wide and high, with a font of ``font`` pixels.
-    """
-    import numpy as np
-
-    at = np.column_stack([np.asarray(x, float) * width, np.asarray(y, float) * height])
-    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in at]
-    chosen = []
-    for (px, py), label in zip(at, labels, strict=True):
-        w, h = 0.6 * font * len(label), 1.2 * font
-        offers = {f"{v} {s}": (px + dx, py + dy, px + dx + w, py + dy + h)
-                  for v, s, dx, dy in (("top", "center", -w / 2, 7), ("bottom", "center", -w / 2, -7 - h), ("middle", "right", 8, -h / 2),
-                                       ("middle", "left", -8 - w, -h / 2), ("top", "right", 5, 5), ("top", "left", -5 - w, 5),
-                                       ("bottom", "right", 5, -5 - h), ("bottom", "left", -5 - w, -5 - h))}
-        chosen.append(min(offers, key=lambda name, o=offers: sum(_overlap(o[name], box) for box in taken)))
-        taken.append(offers[chosen[-1]])
-    return chosen
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Area that two boxes (left, low, right, high) share."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
 def layout(title: str, note: str, caption: str, entries: int) -> dict[str, Any]:
     """The house style as plotly layout: ``note`` is the subtitle, ``caption`` the description in words, ``entries`` the legend's length."""
     return {
         "title": {"text": text(title), "subtitle": {"text": text(note)}, "x": 0, "xref": "paper"}, "meta": {"caption": caption},
         "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(COLOURS),
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": COLOURS[0]},
         "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13}, "height": 430 + 20 * max(0, entries - 3),
         "margin": {"l": 70, "r": 20, "t": 80 if note else 60, "b": 60}, "hovermode": "closest",
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}, "showlegend": entries > 0,

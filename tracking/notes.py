@@ -43,8 +43,8 @@ def results(entries: Iterable[Entry]) -> str:
 
 
 def linked(links: Mapping[str, str]) -> str:
-    """Links to MLflow's pages in one line."""
-    return " · ".join(f"[{plain(name)}]({link[link.find('/#/') + 1:]})" for name, link in links.items())
+    """Links to MLflow's pages in one line. What is none of these, such as the reason why there are no views, is left out."""
+    return " · ".join(f"[{plain(name)}]({link[link.find('/#/') + 1:]})" for name, link in links.items() if "/#/" in link)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

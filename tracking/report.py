@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 ABSENT = "–"
+CONFIG = {"displaylogo": False, "showSendToCloud": False}
+"""Buttons of a figure that lead out of the page, left out: one of them would offer to upload the figure's data."""
 MAX_ROWS = 400
 """Rows of a figure's data table, at most; the table says when it shows a part."""
 
@@ -81,17 +83,16 @@ def report(path: str | os.PathLike[str], title: str, sections: Sequence[Section]
 
 def table_html(table: Table) -> str:
     """A DataFrame as an accessible HTML table: caption, row and column headers, units in the header."""
-    import pandas
-
-    numeric = [pandas.api.types.is_numeric_dtype(t) and not pandas.api.types.is_bool_dtype(t) for t in table.data.dtypes]
+    numeric = [_is_numeric(table.data.iloc[:, i]) for i in range(table.data.shape[1])]
     head = "".join(f'<th scope="col"{_side(n)}>{_plain(_heading(c))}</th>' for c, n in zip(table.data.columns, numeric, strict=True))
     rows = []
     for values in table.data.itertuples(index=False, name=None):
         cells = [f'<th scope="row"{_side(False)}>{_plain(cell_text(values[0]))}</th>'] if values else []
         cells += [f"<td{_side(n or _is_figure(v))}>{_plain(cell_text(v))}</td>" for v, n in zip(values[1:], numeric[1:], strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    caption = _plain(table.caption)
-    return (f'<div class="wide" role="group" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
+    caption, many = _plain(table.caption), ' class="many"' if table.data.shape[1] > 9 else ""
+    return (f'<div class="wide" role="group" tabindex="0" aria-label="{caption}"><table{many}>'
+            f'<caption style="text-align:left"><span>{caption}</span></caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
 
 
@@ -163,18 +164,29 @@ def _picture(picture: Picture, figures: list[str]) -> str:
 
 def _scripts(figures: Sequence[str]) -> str:
     if not figures:
-        return ""
+        return f"<script>{_JUMP}</script>"
     from plotly.offline import get_plotlyjs
 
     # inside JSON this sign can only stand in strings, where its escape says the same and ends no script
     data = json.dumps([json.loads(f) for f in figures], allow_nan=False).replace("<", "\\u003c")
-    return f'<script>{get_plotlyjs()}</script><script type="application/json" id="figures">{data}</script><script>{_DRAW}</script>'
+    return (f'<script>{get_plotlyjs()}</script><script type="application/json" id="figures">{data}</script>'
+            f"<script>const CONFIG = {json.dumps(CONFIG)};{_JUMP}{_DRAW}</script>")
 
 
 def _heading(column: Any) -> str:
     """Column title; the name of a metric in it gets its unit."""
     words = str(column).split(" ")
     return " ".join(METRICS[w].label if w in METRICS else w for w in words)
+
+
+def _is_numeric(column: pandas.Series) -> bool:
+    """Whether a column holds numbers, be it as text for people: a half-width or a thousands separator may be with them."""
+    import pandas
+
+    if pandas.api.types.is_numeric_dtype(column.dtype):
+        return not pandas.api.types.is_bool_dtype(column.dtype)
+    there = [v for v in column if not (v is None or (isinstance(v, float) and math.isnan(v)) or v == ABSENT)]
+    return bool(there) and all(re.fullmatch(r"[-−+]?[\d,.]+(e[-+]?\d+)?( ± \S+)?", cell_text(v)) for v in there)
 
 
 def _is_figure(value: Any) -> bool:
@@ -207,8 +219,10 @@ code { font-family: ui-monospace, monospace; font-size: .9em; background: var(--
 .wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; min-width: 24rem;
   font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+caption span { display: block; position: sticky; left: 0; width: fit-content; max-width: min(46rem, calc(100vw - 3rem)); }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; max-width: 22rem; }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; } tbody th { font-weight: 600; } .number { white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; } tbody th { font-weight: 600; } td.number { white-space: nowrap; }
+.many td:not(.number) { min-width: 9rem; } .many tbody th { min-width: 10rem; }
 tbody tr:nth-child(even) { background: var(--stripe); } .number { text-align: right; }
 figure { margin: 1.2rem 0 1.8rem; } figcaption { color: var(--soft); font-size: .9rem; max-width: 52rem; }
 details { margin-top: .4rem; } summary { cursor: pointer; color: var(--link); width: fit-content; }
@@ -217,6 +231,17 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); color: var(--soft)
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { .wide, details .wide { overflow: visible; max-height: none; } .skip, nav { display: none; } }
+"""
+
+# MLflow shows a report from a blob: address in a sandboxed frame, where browsers refuse to follow links within the page.
+_JUMP = """
+if (location.protocol === "blob:") for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", event => {
+  const place = document.getElementById(link.hash.slice(1));
+  event.preventDefault();
+  place.tabIndex = -1;
+  place.focus();
+  place.scrollIntoView();
+});
 """
 
 # Plotly's own text colour serves both pages; here the page is known, so the figures take its full contrast.
@@ -230,7 +255,7 @@ function draw() {
     const layout = {...figure.layout, autosize: true, font: {...figure.layout.font, color: ink},
                     hoverlabel: {font: {color: ink}, bgcolor: paper}};
     for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key] = {...layout[key], gridcolor: line, zerolinecolor: line};
-    Plotly.react("plot" + (i + 1), figure.data, layout, {responsive: true, displaylogo: false});
+    Plotly.react("plot" + (i + 1), figure.data, layout, {responsive: true, ...CONFIG});
   });
 }
 draw();

@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tracking import pages
@@ -22,6 +23,9 @@ from tracking.files import kept_in
 from tracking.shipping import one_line
 
 HOST = "127.0.0.1"
+APP = "workbench"
+HOSTS = f"localhost,localhost:*,{HOST},{HOST}:*"
+"""What a request may call this server. MLflow's default has 10.* among it, which is also how a stranger's name may begin."""
 START_S = 120.0
 # the server's runner of queued jobs is for language-model traces: nine more processes that nobody here asks for anything
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -51,12 +55,13 @@ def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
     root.mkdir(parents=True, exist_ok=True)
     # the address comes to the server by its environment: a command line, with the password in it, is read by everybody on the machine
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
-               "--artifacts-destination", kept_in(root)]
-    environment = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": with_driver(address)}
+               "--artifacts-destination", kept_in(root), "--app-name", APP]
     say(f"Looking at {public_uri(address)} …")
     _reach(address)
     log = root / f"server-{port}.log"
-    with open(log, "wb") as output:
+    with open(log, "wb") as output, _app() as path:
+        environment = {"MLFLOW_SERVER_ALLOWED_HOSTS": HOSTS, **os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": with_driver(address),
+                       "PYTHONPATH": path}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=root,
                                    env=environment, start_new_session=True)
         try:
@@ -68,6 +73,17 @@ def start(home: str | os.PathLike[str] | None = None, port: int = 5000, uri: str
                 raise UserError("\n".join([f"The MLflow server did not start: {problem}. See {log}:", *tail])) from None
             raise
     return process, url
+
+
+@contextlib.contextmanager
+def _app() -> Iterator[str]:
+    """A path for modules on which MLflow finds :mod:`tracking.doorkeeper` as a plugin, whether or not this project is installed."""
+    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
+        info = Path(folder) / "workbench_server-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: workbench-server\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[mlflow.app]\n{APP} = tracking.doorkeeper:app\n")
+        yield os.pathsep.join([folder, *(os.path.abspath(p) for p in sys.path)])
 
 
 def _reach(address: str) -> None:

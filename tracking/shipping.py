@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 from tracking import notes
@@ -155,7 +156,7 @@ class Shipper:
             self._cursor["views"], note = published.links, published.note
         except Exception as problem:
             self._cursor["views"], note = {}, one_line(problem, self.uri)
-        self._cursor |= {"views_note": note} if note else {}
+        self._cursor["views_note"] = note
 
     def left(self) -> int:
         """Points of the journal that the store does not surely have."""
@@ -218,6 +219,17 @@ class Shipper:
     def _save(self) -> None:
         self.folder.write_cursors({**self.folder.read_cursors(), self._where: self._cursor})
         self._saved = True
+
+
+@contextmanager
+def reached(uri: str) -> Iterator[Store]:
+    """The store at ``uri``; what it cannot do in the block raises :class:`UserError` in one line without its password."""
+    try:
+        yield Store(uri)
+    except UserError:
+        raise
+    except Exception as problem:
+        raise UserError(f"The store at {public_uri(uri)} cannot be used: {one_line(problem, uri)}") from None
 
 
 def one_line(problem: Exception, uri: str) -> str:

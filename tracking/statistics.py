@@ -74,6 +74,15 @@ def curve(frame: pandas.DataFrame, metric: str, axis: str = "step") -> Curve:
     """
     import numpy as np
 
+    x, y = _reports(frame, metric, axis)
+    last = np.append(np.diff(x) > 0, True)[:x.size]
+    return x[last], y[last]
+
+
+def _reports(frame: pandas.DataFrame, metric: str, axis: str) -> Curve:
+    """Every report of the metric, with the axis held; several at one position where the axis stands still."""
+    import numpy as np
+
     declared(metric)
     check_axis(axis)
     if metric not in frame or axis not in frame:
@@ -85,8 +94,7 @@ def curve(frame: pandas.DataFrame, metric: str, axis: str = "step") -> Curve:
     if (np.diff(x) < 0).any():
         raise UserError(f"{axis} falls from one report to the next, so {metric} cannot be drawn against it. "
                         "The journal was edited or mixed.")
-    last = np.append(np.diff(x) > 0, True)[:x.size]
-    return x[last], y[last]
+    return x, y
 
 
 def check_axis(axis: str) -> None:
@@ -136,7 +144,7 @@ def to_target(frame: pandas.DataFrame, metric: str, target: float, axis: str) ->
     """First value of ``axis`` at which ``metric`` is reported at ``target`` or better; ``None`` when it never is."""
     import numpy as np
 
-    x, y = curve(frame, metric, axis)
+    x, y = _reports(frame, metric, axis)  # not the curve: while the axis stands still, the target may be there and gone again
     reached = np.flatnonzero(y >= target if direction(metric) == "higher" else y <= target)
     return float(x[reached[0]]) if reached.size else None
 

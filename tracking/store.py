@@ -34,6 +34,12 @@ REMOTE_CONTROLS = ("stop", "pause", "resume")
 GROUP = "workbench.group"
 """The tag whose equal values the saved views average."""
 
+COLOUR = "mlflow.runColor"
+"""The tag with a run's colour in MLflow's lists and charts."""
+
+ABOUT = "Runs of the workbench. The menu Views, at the top right of their page, arranges them by accuracy and cost."
+"""Description of an experiment that has no other."""
+
 _NOTE = "mlflow.note.content"
 _MLFLOW_STATUS = {"running": "RUNNING", "paused": "RUNNING", "finished": "FINISHED", "failed": "FAILED",
                   "diverged": "FAILED", "stopped": "KILLED"}
@@ -75,7 +81,8 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         with contextlib.suppress(MlflowException):  # made by another process meanwhile; any other trouble shows below
-            self.client.create_experiment(name, files.location(self.uri, name), tags={"mlflow.experimentKind": "custom_model_development"})
+            self.client.create_experiment(name, files.location(self.uri, name),
+                                          tags={"mlflow.experimentKind": "custom_model_development", _NOTE: ABOUT})
         found = self.client.get_experiment_by_name(name)
         if found is None:
             raise ConnectionError(f"experiment {name!r} could not be created")
@@ -142,7 +149,7 @@ class Store:
         if commit := run.get("provenance", {}).get("commit"):
             tags["mlflow.source.git.commit"] = commit.removesuffix("+changes")
         if method := run.get("params", {}).get("method"):  # the colour that it has in our own figures
-            tags["mlflow.runColor"] = style_of([method])[method].colour
+            tags[COLOUR] = style_of([method])[method].colour
         with contextlib.suppress(OSError, KeyError, ImportError):  # a user without a name
             tags["mlflow.user"] = getpass.getuser()
         return self.client.create_run(experiment_id, start, tags, run["name"]).info.run_id
@@ -172,15 +179,18 @@ class Store:
         if self.client.get_run(run_id).data.tags.get(_NOTE) == before:
             self.client.set_tag(run_id, _NOTE, after)
 
-    def put_tag(self, run_id: str, name: str, value: str) -> None:
-        """Give the run this tag, in place of an earlier value; nothing is written where it has it."""
-        if self.client.get_run(run_id).data.tags.get(name) != value:
-            self.client.set_tag(run_id, name, value)
+    def put_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Give the run these tags, in place of earlier values; nothing is written where it has them."""
+        from mlflow.entities import RunTag
+
+        there = self.client.get_run(run_id).data.tags
+        if new := [RunTag(k, v) for k, v in tags.items() if there.get(k) != v]:
+            self.client.log_batch(run_id, tags=new)
 
     def describe_experiment(self, experiment: str, note: str) -> None:
-        """Give an experiment (a name) its description, if it has none."""
+        """Give an experiment (a name) its description, if nobody has given it one. MLflow's list shows it as plain text."""
         found = self.client.get_experiment(self.experiment(experiment))
-        if _NOTE not in found.tags:
+        if found.tags.get(_NOTE, ABOUT) == ABOUT:
             self.client.set_experiment_tag(found.experiment_id, _NOTE, note)
 
     # -- metrics -----------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Any
 from tracking.errors import UserError
 from tracking.folder import LIVE, RunFolder, held
 from tracking.journal import read
-from tracking.shipping import Shipper, one_line
-from tracking.store import Store, home, public_uri, tracking_uri
+from tracking.shipping import Shipper, one_line, reached
+from tracking.store import Store, home, tracking_uri
 
 STORE_FOLDERS = {"artifacts", "mlartifacts", "mlruns"}  # a store's own files, with copies of run.json among them
 ABANDONED = "the process ended without a word; run the same spec again to resume"
@@ -41,13 +41,8 @@ def sync(home: str | os.PathLike[str] | None = None, uri: str | None = None,
     found = list(find_runs(folders if folders is not None else [_root(home)]))
     if not found:
         return []
-    try:
-        store = Store(address)
-    except UserError:
-        raise
-    except Exception as problem:
-        raise UserError(f"The store at {public_uri(address)} cannot be used: {one_line(problem, address)}") from None
-    return [_sync_one(folder, address, store) for folder in found]
+    with reached(address) as store:
+        return [_sync_one(folder, address, store) for folder in found]
 
 
 def _root(given: str | os.PathLike[str] | None) -> Path:

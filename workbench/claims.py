@@ -38,7 +38,7 @@ def figure(values: Sample, digits: int = 2, scale: float = 1.0) -> str:
     """``mean ± half-width of the 95 % interval (n = …)``; one value alone has no interval."""
     i = interval([v * scale for v in _list(values)])
     spread = f" ± {i.half_width:.{digits}f}" if i.n > 1 else ""
-    return f"{i.mean:.{digits}f}{spread} (n = {i.n})"
+    return f"{i.mean:z.{digits}f}{spread} (n = {i.n})"
 
 
 def _list(values: Sample) -> list[float]:
@@ -63,7 +63,7 @@ def exceeds(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,
             return Claim(text, paper, ours, OPEN, f"{rule}: needs two seeds or more")
         d = d._replace(low=d.difference, high=d.difference)
     verdict = HOLDS if d.low > -margin else FAILS if d.high < -margin else OPEN
-    return Claim(text, paper, ours, verdict, f"{rule}: [{d.low * scale:.{digits}f}, {d.high * scale:.{digits}f}]")
+    return Claim(text, paper, ours, verdict, f"{rule}: [{d.low * scale:z.{digits}f}, {d.high * scale:z.{digits}f}]")
 
 
 def below(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,

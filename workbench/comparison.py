@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from tracking.metrics import METRICS
 from tracking.metrics import metric as declared
 from tracking.report import Table, cell_text, paragraphs, table_html
 from tracking.statistics import check_axis
-from workbench.grouping import Group, LeftOut, energy_notes, group, matching, older_code, scan
+from workbench.grouping import Group, LeftOut, group, matching, older_code, scan
 from workbench.modelled import METRIC, chosen
 from workbench.runs import Run, runs_root
-from workbench.significance import TEST, marks
+from workbench.significance import marks
 
 if TYPE_CHECKING:
     import pandas
@@ -94,7 +93,10 @@ class Comparison:
     styles: dict[str, Style] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.styles = self.styles or style_of(g.label for g in self.groups)
+        if not self.styles:  # a method in the same setting looks the same on every task
+            names = {g.label: " ".join(word for word in g.label.split(" ") if word != g.task) for g in self.groups}
+            looks = style_of(dict.fromkeys(names.values()))
+            self.styles = {label: looks[name] for label, name in names.items()}
 
     @property
     def tasks(self) -> list[str]:
@@ -138,10 +140,10 @@ class Comparison:
                 _put(row, f"best {self.metric}", g.mean(self.metric, best=True))
                 row |= mark
             if target is not None:
-                row["reached"] = f"{g.reached(self.metric, target)} of {len(g.runs)}"
+                row["reached"] = f"{g.reached(self.metric, target)} of {len(g.runs)}" if self.metric in g.metrics else None
                 for axis in self.reported(AXES):
                     _put(row, f"{axis} to {self.metric} {target:g}", g.to_target(self.metric, target, axis))
-            for cost in self.reported(COSTS):
+            for cost in self.costs:
                 _put(row, cost, g.mean(cost))
             rows.append(row | {"hardware": "; ".join(g.machines)})
         table = pandas.DataFrame(rows, columns=None if rows else ["method", "task", "n", f"final {self.metric}"])
@@ -160,25 +162,26 @@ class Comparison:
         table = table.drop(columns=["task"] if len(self.tasks) == 1 else []).dropna(axis=1, how="all")
         return table.rename(columns={c: f"{c}, {_modelled_for(self.groups)}" for c in table if METRIC in c})
 
+    def tables(self, target: float | None = None) -> list[Table]:
+        """:meth:`shown` in two with captions: quality, and what it cost."""
+        from workbench.evidence import tables
+
+        return tables(self, target)
+
     def notes(self) -> list[str]:
         """What a reader of the figures must know: who is missing and why, sample sizes, hardware, what energy is modelled for."""
-        lines = []
-        for (method, why), count in Counter((x.method, x.why.partition(":")[0]) for x in self.left_out).items():
-            names = [x.name for x in self.left_out if (x.method, x.why.partition(":")[0]) == (method, why)]
-            lines.append(f"Left out: {count} of {method}, {why} ({', '.join(names[:5])}{', …' if count > 5 else ''}).")
-        if single := [g.label for g in self.groups if len(g.runs) == 1]:
-            lines.append(f"One run only, so no interval and no test: {', '.join(single)}.")
-        for g in self.groups:
-            if len(g.machines) > 1:
-                lines.append(f"{g.label} ran on {' and '.join(g.machines)}: its time, measured energy and peak memory are not averaged, "
-                             "so absent.")
-        if len({m for g in self.groups for m in g.machines}) > 1:
-            lines.append("The groups ran on different hardware: compare time, measured energy and peak memory within one hardware only.")
-        return lines + energy_notes(self.groups)
+        from workbench.caveats import caveats
+
+        return caveats(self)
 
     def reported(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that some run reports."""
         return [name for name in names if any(name in g.metrics for g in self.groups)]
+
+    @property
+    def costs(self) -> list[str]:
+        """The costs that some run reports."""
+        return self.reported(COSTS)
 
     # --- figures ----------------------------------------------------------------------------------------
 
@@ -191,18 +194,22 @@ class Comparison:
         return _named(figure, axis, metric, usable)
 
     def pareto(self, x: str, y: str | None = None, *, log_x: bool = False, log_y: bool = False) -> Figure:
-        """Final means of two metrics against each other, and the front. For one task: see :meth:`only`."""
+        """Final means of two metrics against each other, and the front where they compare. For one task: see :meth:`only`."""
         import pandas
 
         y = y or self.metric
         usable, note = self._usable(x, y)
         rows = []
         for g in usable:
-            row = {"method": g.label, "n": len(g.runs)}
-            _put(row, x, g.mean(x))
-            _put(row, y, g.mean(y))
+            means = g.mean(x), g.mean(y)
+            row = {"method": g.label, "n": min(mean.n for mean in means)}
+            _put(row, x, means[0])
+            _put(row, y, means[1])
             rows.append(row)
-        figure = pareto_figure(pandas.DataFrame(rows), x, y, log_x=log_x, log_y=log_y, note=note, styles=self.styles,
+        having = [g for g, row in zip(usable, rows, strict=True) if row["n"]]
+        apart = [name for name in (x, y) if len({tuple(g.conditions(name)) for g in having}) > 1]
+        why = f"{' and '.join(apart)} of different hardware or assumptions do not compare" if apart else ""
+        figure = pareto_figure(pandas.DataFrame(rows), x, y, log_x=log_x, log_y=log_y, note=note, styles=self.styles, no_front=why,
                                title=f"{self.tasks[0]}: {y} against {x}")
         return _named(figure, x, y, usable)
 
@@ -210,7 +217,9 @@ class Comparison:
         """Performance profiles over the tasks: how often a method is within a factor of the cheapest (:mod:`workbench.profiles`)."""
         from workbench.profiles import figure
 
-        axis = axis or next((a for a in self.reported(AXES) if a != "train/epoch"), self.axis)
+        # the cost that most groups have, or few methods would be left
+        having = {a: sum(a in g.metrics for g in self.groups) for a in self.reported(AXES)}
+        axis = axis or max(having, key=lambda a: (having[a], a != "train/epoch"), default=self.axis)
         check_axis(axis)
         return figure(self, axis, targets)
 
@@ -235,7 +244,8 @@ class Comparison:
             raise UserError(f"One figure shows one task; these runs are of {', '.join(self.tasks) or 'none'}. Use .only(task) first.")
         usable = [g for g in self.groups if not any(g.mixes(n) for n in names)]
         if not usable:
-            raise UserError(f"{' and '.join(names)}: the seeds of every group ran on different hardware, so they are not averaged.")
+            raise UserError(f"{' and '.join(names)}: the seeds of every group ran on different hardware, or are modelled for different "
+                            "hardware, so they are not averaged.")
         missing = [g.label for g in self.groups if g not in usable]
         machines = list(dict.fromkeys(m for g in usable for m in g.machines))
         if len(machines) > 1 and any(n != "step" and declared(n).volatile for n in names):
@@ -252,10 +262,10 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         notes = paragraphs("\n".join(f"- {n}" for n in self.notes())) if self.notes() else ""
-        return table_html(Table(self.shown(), TEST)) + notes
+        return "".join(map(table_html, self.tables())) + notes
 
     def __repr__(self) -> str:
-        return self.shown().to_string(index=False) + "".join(f"\n{n}" for n in self.notes())
+        return "\n".join([*(t.data.to_string(index=False, line_width=160) + "\n" for t in self.tables()), *self.notes()])
 
 
 def _put(row: dict[str, Any], name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from tracking import notes, pages
 from tracking.errors import UserError
 from tracking.metrics import metric
 from tracking.report import Table, cell_text, report
-from workbench.comparison import AXES, COSTS, Comparison
+from workbench.comparison import AXES, Comparison
 from workbench.grouping import machine, short, varied
 from workbench.params import Field, Params
 from workbench.significance import TEST
@@ -42,17 +42,18 @@ def write(comparison: Comparison, path: str | os.PathLike[str], *, target: float
         raise UserError(" ".join(["There is no run to report on.", *c.notes()]))
     tasks, runs = ", ".join(c.tasks), sum(len(g.runs) for g in c.groups)
     summary = f"{runs} runs in {len(c.groups)} groups on {tasks}, compared by **{c.metric}** ({metric(c.metric).description})."
-    sections = [("Result", summary, "\n".join(f"- {line}" for line in c.notes()), *_result(c, target))]
+    sections = [("Result", summary, "\n".join(f"- {line}" for line in c.notes()), *tables(c, target))]
     for task in c.tasks:
         part, lead = c.only(task), f"{task}: " if len(c.tasks) > 1 else ""
         axes = dict.fromkeys([c.axis, *part.reported(AXES)])
         sections.append((f"{lead}Curves", *_drawn(part.curves, [(c.metric, axis) for axis in axes])))
         if metric(c.metric).better:
             # a cost that is the same for all is no trade-off
-            costs = [name for name in part.reported(COSTS) if name != c.metric and len({g.mean(name).mean for g in part.groups}) > 1]
+            means = {name: {m for g in part.groups if (m := g.mean(name).mean) == m} for name in part.costs}
+            costs = [name for name, different in means.items() if name != c.metric and len(different) > 1]
             sections.append((f"{lead}Trade-offs", *_drawn(part.pareto, [(cost,) for cost in costs])))
     if len(c.tasks) > 1:
-        sections.append(("Over all tasks", *_drawn(c.profiles, [()])))
+        sections.append(("Over all tasks", *_drawn(c.profiles, [(axis,) for axis in c.reported(AXES)])))
     sections += [("Parameters", *_parameters(c)), ("Runs", _runs(c))]
     return report(path, title or f"{c.metric} on {tasks}", [s for s in sections if len(s) > 1], _provenance(c))
 
@@ -82,11 +83,11 @@ def log(comparison: Comparison, study: str, *, tracking: str | None = None, targ
 
 def _as_note(c: Comparison, target: float | None) -> str:
     """The table of quality as Markdown."""
-    table = _result(c, target)[0].data
+    table = tables(c, target)[0].data
     return notes.table([notes.plain(n) for n in table], [[notes.plain(cell_text(v)) for v in row] for row in table.itertuples(index=False)])
 
 
-def _result(c: Comparison, target: float | None) -> list[Table]:
+def tables(c: Comparison, target: float | None = None) -> list[Table]:
     """The table in two: quality, and what it cost."""
     table = c.shown(target)
     first = [n for n in table if n in ("method", "task", "n", "difference", "p", "mark") or n.startswith(("final ", "best "))]

@@ -68,6 +68,7 @@ def to_html(notebook: Path) -> Path:
     import plotly.io
     from nbconvert import HTMLExporter
 
+    from tracking.report import CONFIG
     from workbench.docs.page import offline
 
     document = nbformat.read(notebook, as_version=4)
@@ -77,7 +78,7 @@ def to_html(notebook: Path) -> Path:
             figure = item.get("data", {}).get("application/vnd.plotly.v1+json")
             if figure:
                 drawn = {k: figure[k] for k in ("data", "layout")}
-                item["data"] = {"text/html": plotly.io.to_html(drawn, full_html=False, include_plotlyjs=script)}
+                item["data"] = {"text/html": plotly.io.to_html(drawn, full_html=False, include_plotlyjs=script, config=CONFIG)}
                 script = False
     body, _ = HTMLExporter().from_notebook_node(document)
     page = notebook.with_suffix(".html")

@@ -76,19 +76,28 @@ class Group:
         """What must be the same for a fair comparison: task, its parameters and the budget."""
         return json.dumps({k: v for k, v in self.facts.items() if k == "task" or k.startswith(("task.", "budget."))}, sort_keys=True)
 
+    def conditions(self, name: str) -> list[str]:
+        """What ``name`` is tied to beside the setting, so that it compares only where this is the same.
+
+        The machine of time, measured energy and peak memory, the assumptions of modelled joules; nothing for other metrics.
+        """
+        if name == METRIC:
+            return [str(choice) for choice in self.modelled_for]
+        return self.machines if name != "step" and declared(name).volatile else []
+
     def mixes(self, name: str) -> bool:
-        """Whether ``name`` depends on the machine and the seeds ran on different ones, so that they must not be averaged."""
-        return name != "step" and declared(name).volatile and len(self.machines) > 1
+        """Whether the seeds differ in what ``name`` is tied to (:meth:`conditions`), so that they must not be averaged."""
+        return len(self.conditions(name)) > 1
 
     def values(self, name: str, *, best: bool = False) -> list[float]:
-        """One figure a seed that reports the metric: its last value, or its best. Empty where machines are mixed."""
+        """One figure a seed that reports the metric: its last finite value, or its best. Empty where seeds are mixed."""
         return list(self.by_seed(name, best=best).values())
 
     def by_seed(self, name: str, *, best: bool = False) -> dict[int, float]:
         """:meth:`values` by seed."""
         if self.mixes(name):
             return {}
-        columns = {r.spec["seed"]: f[name].dropna() for r, f in zip(self.runs, self.frames, strict=True) if name in f}
+        columns = {r.spec["seed"]: f[name][abs(f[name]) < math.inf] for r, f in zip(self.runs, self.frames, strict=True) if name in f}
         if best:
             return {s: float(c.max() if declared(name).better == "higher" else c.min()) for s, c in columns.items() if len(c)}
         return {s: float(c.iloc[-1]) for s, c in columns.items() if len(c)}
@@ -190,25 +199,6 @@ def group(runs: Iterable[Run], model: Choice | None = None) -> tuple[list[Group]
     return groups, spare
 
 
-def energy_notes(groups: Iterable[Group]) -> list[str]:
-    """What modelled joules are for, and who has none; nothing where they are neither reported nor asked for."""
-    groups = list(groups)
-    choices = sorted({c for g in groups for c in g.modelled_for})
-    if not choices and not any(g.model for g in groups):
-        return []
-    lines = []
-    if len(choices) == 1:
-        lines.append(f"{METRIC} is modelled for {choices[0]}: {choices[0].description}.")
-    elif choices:
-        told = "; ".join(f"{c} ({', '.join(g.label for g in groups if c in g.modelled_for)})" for c in choices)
-        lines.append(f"{METRIC} is modelled under different assumptions, so compare within one only: {told}. "
-                     "With hardware and scenario it is worked out anew for all.")
-    if lacking := [g.label for g in groups if not g.modelled_for]:
-        lines.append(f"No modelled joules: {', '.join(lacking)}. They kept no trace of a network: their method declares no precisions, it "
-                     "could not be traced, or they are of an older version.")
-    return lines
-
-
 def varied(groups: Iterable[Group]) -> list[str]:
     """Facts in which the groups differ, in the order of their first appearance."""
     groups = list(groups)
@@ -224,8 +214,8 @@ def _label(g: Group, groups: list[Group]) -> str:
 
 
 def short(value: Any) -> str:
-    """A parameter's value in few characters."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A parameter's value in few characters, but in as many as it takes to tell it from any other."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _created(run: Run) -> float:

@@ -56,7 +56,7 @@ class View:
 
     ``groups`` maps a name to its values: of a ``"histogram"`` the values themselves, of ``"points"`` and ``"lines"`` a pair (x, y) of equal
     lengths, of ``"bars"`` one number, of ``"spans"`` a triple (row, begin, end) of equal lengths, rows being whole numbers; of a
-    ``"matrix"`` there is one group, two-dimensional, rows from the top.
+    ``"matrix"`` a two-dimensional array, rows from the top; several are drawn beside each other in one scale of colours.
     """
 
     title: str
@@ -65,6 +65,8 @@ class View:
     x: str = ""
     """What the horizontal axis shows, with its unit in brackets."""
     y: str = ""
+    z: str = ""
+    """What the colours of a matrix show."""
     note: str = ""
     """What a reader must know, in a sentence or two."""
 
@@ -111,6 +113,13 @@ class Method:
     def init(self, task: Task, ctx: Context) -> Any:
         """Build the State: one dataclass that names all that the algorithm remembers."""
         raise NotImplementedError
+
+    def shell(self, task: Task, ctx: Context) -> Any:
+        """A State that a saved one is put into, to be looked at: whatever can only be loaded in place is there.
+
+        Override this where :meth:`init` computes for long what a saved State brings along.
+        """
+        return self.init(task, ctx)
 
     def step(self, state: Any, task: Task, ctx: Context) -> dict[str, float]:
         """Advance by one reporting unit (aim: under a second at the quick profile), changing ``state``; return metrics."""

@@ -266,10 +266,16 @@ def _parse(source: bytes) -> ast.Module:
 
 
 def _project_file(module: str) -> Path | None:
+    return next((file for file in _may_be(PACKAGE.parent, module) if os.path.isfile(file)), None)
+
+
+@lru_cache(maxsize=4096)
+def _may_be(root: Path, module: str) -> tuple[Path, ...]:
+    """The files under ``root`` that a project's module may be in; none for another's. Kept: a run looks up hundreds of names."""
     room, _, rest = module.partition(".")
     if room not in ("workbench", "tracking") or not rest:
-        return None
+        return ()
     if rest.startswith("energy_model"):  # modelled joules follow from a run and can be had again: they decide nothing in it
-        return None
-    path = PACKAGE.parent / room / Path(*rest.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+        return ()
+    path = root / room / Path(*rest.split("."))
+    return path.with_suffix(".py"), path / "__init__.py"

@@ -99,7 +99,7 @@ class Run:
             raise UserError(f"{self.folder.path} holds no checkpoint.")
         ctx = Context(device=torch.device(job.device), seed=spec["seed"])
         job.task.setup(ctx)
-        return restore(job.method.init(job.task, ctx), saved["state"]), job
+        return restore(job.method.shell(job.task, ctx), saved["state"]), job
 
     def __repr__(self) -> str:
         named = [f"{n}={v:.4g}" for n, v in self.metrics.items() if n in ("eval/accuracy", "eval/loss", "clock/wall_s")]

@@ -43,7 +43,7 @@ def log(study: Study, uri: str, links: dict[str, str]) -> None:
         tags = {"workbench.study": study.id, **{f"workbench.{k}": str(v) for k, v in given.items()},
                 "workbench.claims": _counts(study)}
         run_id = store.study_run(study.key, study.id, f"{study.id} ({study.parameters.profile})", tags=tags)
-        store.describe_experiment(study.id, f"**{study.title}**" + (f" ({study.paper})" if study.paper else ""))
+        store.describe_experiment(study.id, study.title + (f" ({study.paper})" if study.paper else ""))
         published = publish(study.id, tracking=uri, report=links["report"])
         links["mlflow"] = store.run_url(run_id, study.id)
         links.update(published.links)
@@ -58,20 +58,24 @@ def log(study: Study, uri: str, links: dict[str, str]) -> None:
 
 
 def _name_groups(study: Study, store: Store) -> None:
-    """Tell the store what sets the groups of the study apart, which is shorter than all that a run begins with (``provenance.setting``).
+    """Tell the store what sets the groups of the study apart, which is shorter than all that a run begins with (``provenance.setting``),
+    and colours in which no two of its methods look alike.
 
     Runs that were made for another experiment and came from the cache are left as they are there.
     """
-    from tracking.store import GROUP
+    from tracking.store import COLOUR, GROUP
+    from tracking.styles import style_of
     from workbench.grouping import group
 
     where = public_uri(store.uri)
-    for g in group(study.runs)[0]:
+    groups = group(study.runs)[0]
+    styles = style_of(g.method for g in groups)
+    for g in groups:
         setting = [word for word in g.label.split(" ")[1:] if word != g.task]
         for run in g.runs:
             run_id = run.folder.read_cursors().get(where, {}).get("run_id")
             if run_id is not None and run.folder.read_run()["experiment"] == study.id:
-                store.put_tag(run_id, GROUP, " ".join([g.method, g.task, *setting]))
+                store.put_tags(run_id, {GROUP: " ".join([g.method, g.task, *setting]), COLOUR: styles[g.method].colour})
 
 
 def _counts(study: Study) -> str:

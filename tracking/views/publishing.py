@@ -39,18 +39,19 @@ def publish(experiment: str, *, tracking: str | None = None, views: Sequence[str
     Publishing again brings them up to date, replaces those of an earlier version of the project, and touches no view that a person saved.
     ``report`` is what to open instead (a path or a link), named where this version of MLflow is not known to read the views.
 
-    Raises :class:`UserError` where tracking is off, and for an experiment that is not there.
+    Raises :class:`UserError` where tracking is off, for a store that cannot be reached, and for an experiment that is not there.
     """
-    from tracking.store import Store
+    from tracking.shipping import reached
 
     uri = tracking_uri(tracking)
     if uri is None:
         raise UserError("Tracking is off, so there is no MLflow to show anything in.")
-    store = Store(uri)
-    found = store.client.get_experiment_by_name(experiment)
-    if found is None:
-        raise UserError(f"MLflow has no experiment {experiment!r} yet: it is made with the first run.")
-    return _published(store, found, _reported(store, found.experiment_id), [load(v) if isinstance(v, str) else v for v in views], report)
+    chosen = [load(v) if isinstance(v, str) else v for v in views]
+    with reached(uri) as store:
+        found = store.client.get_experiment_by_name(experiment)
+        if found is None:
+            raise UserError(f"MLflow has no experiment {experiment!r} yet: it is made with the first run.")
+        return _published(store, found, _reported(store, found.experiment_id), chosen, report)
 
 
 def publish_reported(store: Store, experiment: str, metrics: set[str], report: str = "") -> Published:
@@ -63,7 +64,8 @@ def publish_reported(store: Store, experiment: str, metrics: set[str], report: s
 def links_of(folders: Iterable[RunFolder], tracking: str | None = None) -> dict[str, str]:
     """Links to the saved views that show these runs, and to the pages of the runs side by side; read from the folders, without MLflow.
 
-    Empty where tracking is off, or where the store does not have the runs yet.
+    Where views could not be published, ``"views"`` is no link but says why. Empty where tracking is off, or where the store does not
+    have the runs yet.
     """
     uri = tracking_uri(tracking)
     there = [(folder, folder.read_cursors().get(public_uri(uri), {})) for folder in folders if folder.run_path.exists()] if uri else []
@@ -73,6 +75,8 @@ def links_of(folders: Iterable[RunFolder], tracking: str | None = None) -> dict[
     if 1 < len(there) <= MOST_SIDE_BY_SIDE:
         links["these runs side by side"] = pages.compare([cursor["run_id"] for _, cursor in there],
                                                          dict.fromkeys(cursor["experiment_id"] for _, cursor in there), ui_url(uri))
+    if reasons := dict.fromkeys(cursor["views_note"] for _, cursor in there if cursor.get("views_note")):
+        links["views"] = " ".join(reasons)
     return links
 
 
@@ -115,7 +119,8 @@ def server_version(uri: str) -> str:
 
 def unknown_version(version: str, report: str = "") -> str:
     """What a person is told where the saved views may not be understood."""
-    instead = f" Open the report instead: {report}" if report else " Write a report instead: workbench.compare(...).report('report.html')."
+    instead = f" Open the report instead: {report}" if report else (
+        " A report shows the same: `workbench compare --report report.html`, in Python workbench.compare().report('report.html').")
     return f"The saved views are known to work with MLflow {', '.join(KNOWN)}; here is {version}, so none was published.{instead}"
 
 

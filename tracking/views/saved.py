@@ -6,7 +6,7 @@ versions on whose server a browser has shown these views, and :mod:`tracking.vie
 
 What is shown is in JSON files beside this one: ``name``, ``about``, ``group_by`` (parameters, or tags ``workbench.…``), and ``charts``,
 each with ``section``, ``y``, and ``x`` (``"step"`` or a metric) or ``scatter`` (a metric on the horizontal axis, last values); or else,
-for a table, ``columns`` (parameters and metrics) and ``sort`` (metrics, of which the first that is reported counts).
+for a table, ``columns`` (parameters, tags ``workbench.…``, metrics) and ``sort`` (metrics, of which the first that is reported counts).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MAX_TAG = 20_000  # characters of an experiment's tag
 MOST_COLUMNS = 2  # with three, MLflow's own number, a chart is too narrow for its axis
 CARD_HEIGHT = 320  # pixels
 LETTER_WIDTH = 8  # pixels, of a column's head
+NAME_WIDTH, GROUP_WIDTH = 220, 380  # pixels, of columns whose content is longer than their head
 FOLDER = Path(__file__).parent
 VIEWS = tuple(sorted(p.stem for p in FOLDER.glob("*.json")))
 """Ids of the views that come with the project."""
@@ -41,13 +42,19 @@ ONLY_RUNS = "params.`method` LIKE '%'"
 
 
 def is_metric(name: str) -> bool:
-    """Whether a column shows a metric; else it shows a parameter."""
+    """Whether a column shows a metric; else it shows a parameter or a tag."""
     return "/" in name
+
+
+def is_tag(name: str) -> bool:
+    """Whether what is grouped by, or shown in a column, is a tag and no parameter."""
+    return name.startswith("workbench.")
 
 
 def _column(name: str) -> str:
     """MLflow's name of a column."""
-    return f"{'metrics' if is_metric(name) else 'params'}.`{name}`"
+    kind = "metrics" if is_metric(name) else "tags" if is_tag(name) else "params"
+    return f"{kind}.`{name}`"
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,9 @@ class View:
 
         Raises :class:`UserError` when it is longer than a tag may be.
         """
-        # along a metric MLflow 3.17 pairs a group's n-th values, whatever their steps: such curves stay single
-        averaged = all(c.points or c.x == "step" for c in self.charts)
-        state = {"searchFilter": ONLY_RUNS, "groupBy": self._grouping(), "useGroupedValuesInCharts": averaged,
+        # runs stay single: along a metric MLflow 3.17 pairs a group's n-th values, whatever their steps, and a group gets a colour of
+        # MLflow's own, which another group may have, too, and no run has
+        state = {"searchFilter": ONLY_RUNS, "groupBy": self._grouping(), "useGroupedValuesInCharts": False,
                  **self._order(), **(self._cards(reported) if self.charts else self._table())}
         packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
         text = json.dumps({"name": self.name, "createdAt": time_ms, "updatedAt": time_ms, "state": packed})
@@ -137,7 +144,9 @@ class View:
         columns = [*map(_column, self.columns)]
         # an order that is not given is that of the alphabet, and far from the name stands what matters most
         return {"selectedColumns": columns, "columnOrder": ["attributes.`Run Name`", *columns],
-                "columnWidths": {column: 40 + LETTER_WIDTH * len(name) for column, name in zip(columns, self.columns, strict=True)}}
+                "columnWidths": {"attributes.`Run Name`": NAME_WIDTH,
+                                 **{column: GROUP_WIDTH if is_tag(name) else 40 + LETTER_WIDTH * len(name)
+                                    for column, name in zip(columns, self.columns, strict=True)}}}
 
     def _order(self) -> dict[str, Any]:
         if not self.sort:
@@ -147,7 +156,7 @@ class View:
     def _grouping(self) -> dict[str, Any] | None:
         if not self.group_by:
             return None
-        keys = [{"mode": "tag" if name.startswith("workbench.") else "param", "groupByData": name} for name in self.group_by]
+        keys = [{"mode": "tag" if is_tag(name) else "param", "groupByData": name} for name in self.group_by]
         return {"aggregateFunction": "average", "groupByKeys": keys}
 
 

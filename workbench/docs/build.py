@@ -88,6 +88,10 @@ def _gallery(rows: list[dict[str, Any]]) -> str:
             '<a href="reading_the_meters.html">the same meters</a>: quality, bytes, joules, seconds, memory.</p>'
             "<h2>Studies</h2><p>Each is a notebook that takes a paper's claims one by one, executed on the machine where these pages were "
             "made. A claim that did not hold is shown as not holding.</p>")
+    if not any(row["summary"] for row in rows):
+        lead += (f"<p><strong>None has been executed in <code>{html.escape(str(home()))}</code> yet.</strong> The first below needs no data and "
+                 "takes minutes: run its command (<code>make demo</code> is the same), then <code>workbench docs</code> once more, and its "
+                 "verdicts, its report and its notebook are here. <code>workbench docs --execute quick</code> executes all of them.</p>")
     return page(PROJECT, f'{lead}<ul class="cards">{cards}</ul>', "index.html")
 
 
@@ -100,7 +104,7 @@ def _card(row: dict[str, Any]) -> str:
     claims = row["summary"]["claims"]
     counts = Counter(claim["verdict"] for claim in claims)
     verdicts = ""
-    for word, n in counts.items():
+    for word, n in sorted(counts.items(), key=lambda pair: [*LOOKS, pair[0]].index(pair[0])):
         look, sign = LOOKS.get(word, ("", ""))
         verdicts += f'<span class="verdict {look}">{sign} {html.escape(word)}: {n}</span>'
     made = time.strftime("%Y-%m-%d", time.gmtime((row["folder"] / "summary.json").stat().st_mtime))

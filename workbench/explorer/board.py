@@ -13,7 +13,7 @@ from tracking.metrics import METRICS
 from workbench.explorer import curves
 from workbench.explorer.energy import EnergyPicker
 from workbench.explorer.figure import LiveFigure as LiveFigure
-from workbench.explorer.front import Fit
+from workbench.explorer.front import Fit, drawn
 from workbench.explorer.listed import ListedRun
 from workbench.explorer.session import Session
 from workbench.explorer.theme import TONES
@@ -38,7 +38,7 @@ class Board:
         self.bands = w.Checkbox(description="seeds as bands", indent=False,
                                 tooltip="ended runs that differ in the seed alone become one mean with its 95 % interval")
         self.energy = EnergyPicker(self.refresh)
-        self.figure, self.fit = self._made([], curves.layout()), Fit()
+        self.figure, self.fit, self.drawn = self._made([], curves.layout()), Fit(), w.HTML(layout=w.Layout(display="none"))
         self.fit.on_msg(lambda _, said, __: said.get("redraw") and self.redraw())
         self.table = w.HTML()
         self.table.add_class("wb-table")
@@ -47,7 +47,7 @@ class Board:
         below = w.Box([self.clear])
         picks.add_class("wb-bar")
         below.add_class("wb-bar")
-        self._holder = w.Box([self.figure, self.fit], layout=w.Layout(width="100%", display="block"))
+        self._holder = w.Box([self.figure, self.fit, self.drawn], layout=w.Layout(width="100%", display="block"))
         self._holder.add_class("wb-curves")
         self.box = w.VBox([w.HTML("<h4>Curves</h4>"), picks, self.energy.box, self._holder, self.table, below])
         for control in (self.metric, self.axis, self.log_x, self.log_y, self.bands):
@@ -70,7 +70,7 @@ class Board:
         """Put another figure in the place of one that a page has not got as it is."""
         with self.lock:
             old, self.figure = self.figure, self._made(self.figure.data, self.figure.layout)
-            self._holder.children = [self.figure, self.fit]
+            self._holder.children = [self.figure, self.fit, self.drawn]
             old.close()
 
     def _made(self, data: Any, layout: Any) -> LiveFigure:
@@ -134,7 +134,7 @@ class Board:
                     axis.update(title={"text": label, "standoff": 12}, type="log" if log else "linear", autorange=True)
                 self._drawn[""] = axes
             self._tell_empty(bool(runs), x, y)
-        self.fit.traces = len(self.figure.data)
+        self.drawn.value = drawn(self.figure.data)  # equal values are not sent again
 
     def _tell_empty(self, listed: bool, x: str, y: str) -> None:
         """Words instead of axes without a curve: there are none to be read off."""

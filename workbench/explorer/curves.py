@@ -21,6 +21,7 @@ FEWEST_POINTS = 100
 DASHES = {"solid": "", "dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4", "longdashdot": "11 3 2 3"}
 """Dashes of runs, one after the other, with the pattern that draws each in SVG."""
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+CLEAR = "rgba(0,0,0,0)"
 PART = {"line": "", "mean": "", "low": "/low", "high": "/high"}
 
 Scale = Callable[[ListedRun], float | None]
@@ -176,16 +177,18 @@ def layout() -> dict[str, Any]:
     """Plotly layout of the curves; text and grid take their colours from the notebook's theme (:mod:`.theme`)."""
     axis = {"automargin": True, "zeroline": False, "showline": True, "ticks": "outside", "exponentformat": "power"}
     return {
-        "template": "none", "height": 400, "autosize": True, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 60, "r": 12, "t": 12, "b": 48}, "xaxis": axis, "yaxis": axis, "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": -0.27, "yanchor": "top"}, "font": {"size": 12, "family": "system-ui, sans-serif"},
+        "template": "none", "height": 420, "autosize": True, "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR,
+        "margin": {"l": 60, "r": 12, "t": 30, "b": 48}, "xaxis": axis, "yaxis": axis, "showlegend": True,
+        "legend": {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}, "modebar": {"bgcolor": CLEAR},
+        "font": {"size": 12, "family": "system-ui, sans-serif"},
         "uirevision": "kept",  # zoom and hidden lines survive an update
     }
 
 
 def words(text: str) -> dict[str, Any]:
     """A line of text in the middle of the figure."""
-    return {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "font": {"size": 13}}
+    return {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "font": {"size": 13},
+            "xshift": -24}  # half of what the left margin has more
 
 
 def traces(line: Line) -> dict[str, Any]:

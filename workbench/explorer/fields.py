@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import html
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -20,8 +21,12 @@ from workbench.params import allowed, bounds, choices
 
 DECADES = 10.0  # from this ratio between the ends of a range (or end and default) on a slider is logarithmic
 STEPS = 100  # positions of a slider
+SMALLEST = 1e-3  # of a slider whose range and default both begin at zero, or a millionth of the range where that is smaller
 UNITS = {"s": "s", "ms": "ms", "j": "J", "bytes": "B", "bits": "bit", "bandwidth": "B/s", "hz": "Hz", "deg": "degrees"}
 """Units by the last word of a parameter's name, as the names of metrics have it."""
+
+
+_numbers = itertools.count()
 
 
 class Looks:
@@ -52,6 +57,7 @@ class Field:
 
     def __init__(self, name: str, info: FieldInfo, value: Any, changed: Callable[[], None], looks: Looks | None = None) -> None:
         self.name, self.info, self._changed, self._quiet, self._place = name, info, changed, False, 0.0
+        self._zero = False  # whether the left end of a logarithmic slider stands for zero
         self._make = (looks or Looks()).make
         self.control = self._build_control()
         self.slider = self._build_slider()
@@ -59,7 +65,9 @@ class Field:
         self.note.add_class("wb-note")
         row = self._make(w.HBox, [self.control] if self.slider is None else [self.control, self.slider])
         self.box = self._make(w.VBox, [row, self.note])
+        self.number = next(_numbers)
         self.box.add_class("wb-field")
+        self.box.add_class(f"wb-number-{self.number}")  # by which a page says what was typed where
         self.set(value)
         self.control.observe(self._on_control, names="value")
         if self.slider is not None:
@@ -81,6 +89,13 @@ class Field:
             self._move_slider()
         finally:
             self._quiet = False
+
+    def typed(self, value: Any) -> None:
+        """Take what a person has put into the control: a text, whether a box is checked, the position on a list."""
+        if isinstance(self.control, w.Dropdown):
+            self.control.index = value
+        else:
+            self.control.value = value
 
     def show(self, used: Any = None, error: str = "") -> None:
         """Write the line under the control: the error, or the value in use where it reads differently, and the description."""
@@ -112,7 +127,10 @@ class Field:
         if span is None:
             return None
         low, high, log = span
-        common = {"readout": False, "description": f"{self.name}, slider", "tooltip": f"{self.name}: {low:g} to {high:g}",
+        self._zero = log and bounds(self.info).get("ge", 1) <= 0
+        reach = f"{'0, then ' if self._zero else ''}{low:g} to {high:g}"
+        # told where it is let go: else a page reports each place that the code moves it to, too, perhaps after the next value was typed
+        common = {"readout": False, "description": f"{self.name}, slider", "tooltip": f"{self.name}: {reach}", "continuous_update": False,
                   "style": {"description_width": "0"}}
         if log:
             ends = math.log10(low), math.log10(high)
@@ -147,6 +165,8 @@ class Field:
         if self._quiet or abs(place - self._place) < self.slider.step / 2:  # a browser's rounding is nobody's wish
             return
         self._place, self._quiet = place, True
+        if self._zero and place < self.slider.min + self.slider.step / 2:
+            value = 0.0
         try:
             self.control.value = to_text(round(value) if self.info.annotation is int else float(f"{value:.3g}"))
         finally:
@@ -165,7 +185,8 @@ def slider_span(info: FieldInfo) -> tuple[float, float, bool] | None:
     """Ends of a helpful slider and whether it is logarithmic; ``None`` where a slider helps nobody.
 
     Open ends are one position inside. Without an upper bound a slider reaches two decades above the default, and a
-    logarithmic one starts three decades below it where the bound is zero: typing reaches the rest.
+    logarithmic one starts three decades below it where the bound is zero: typing reaches the rest. The left end of one stands for
+    zero where that is allowed.
     """
     if info.annotation not in (int, float):
         return None
@@ -179,8 +200,12 @@ def slider_span(info: FieldInfo) -> tuple[float, float, bool] | None:
         most = min(high, 100.0 * default)
         if high == math.inf or high / max(least, default) >= DECADES or (low > 0 and high / low >= DECADES):
             return (float(least), float(most if high == math.inf else high), True) if high > least else None
-    # from zero up, what matters is mostly far below a hundredth of the range (a weight decay, a number of samples)
-    if high == math.inf or high <= low or (whole and high - low > 2 * STEPS) or (not whole and default == low):
+    if high == math.inf or high <= low:
+        return None
+    if default == low == limit.get("ge") == 0 and (not whole or high > STEPS):
+        # what matters is mostly far below a hundredth of the range (a weight decay, a number of samples)
+        return 1.0 if whole else min(SMALLEST, 1e-6 * high), float(high), True
+    if (whole and high - low > 2 * STEPS) or (not whole and default == low):
         return None
     step = 1 if whole else (high - low) / STEPS
     return low + step * ("gt" in limit), high - step * ("lt" in limit), False

@@ -75,7 +75,13 @@ class LiveFigure(go.FigureWidget):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.open()
         self.on_msg(self._on_begin)
+
+    def open(self) -> None:
+        """Tell the pages of it: once it is whole, because a page may be deaf to all that comes later (see :mod:`.front`)."""
+        if hasattr(self, "_layout_obj"):
+            super().open()
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         state = super().get_state(key, drop_defaults)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ipywidgets as w
+from traitlets import TraitError
 
 from tracking.errors import UserError, unknown
-from workbench.explorer.fields import Field, Looks
+from workbench.explorer.fields import Field, Looks, to_text
 from workbench.params import Params, parse
 
 ESSENTIAL = {"epochs", "steps", "rounds", "horizon", "lr", "batch_size", "seed", "seeds", "train_size"}
@@ -90,6 +91,23 @@ class Form:
         """Start anew from ``values`` (defaults where it says nothing); :meth:`reset` comes back to them."""
         self._start = parse(self.model, values, self.owner)
         self.reset()
+
+    def take(self, values: Mapping[str, Any]) -> list[str]:
+        """Show the values of an earlier run, defaults where it says nothing, and return in sentences what the form cannot hold.
+
+        A value that is refused by now is shown all the same, with the error beside it.
+        """
+        told = [f"{self.owner[:1].upper()}{self.owner[1:]} has no parameter {name!r} any more, which was {to_text(value)}."
+                for name, value in values.items() if name not in self.fields]
+        for name, field in self.fields.items():
+            default = getattr(self._start, name) if field.info.is_required() else field.info.get_default(call_default_factory=True)
+            try:
+                field.set(values.get(name, default))
+            except TraitError:
+                field.set(default)
+                told.append(f"{name} was {to_text(values[name])}, which cannot be chosen here; on the form it is {to_text(default)}.")
+        self._on_change()
+        return told
 
     def reset(self) -> None:
         """Back to the values that the form started from."""

@@ -33,6 +33,13 @@ def run_params() -> type[Params]:
     return RunParams
 
 
+def on_device(kind: str) -> dict[str, str]:
+    """The device to choose for a run that was made on ``kind`` (cpu or cuda): nothing where that is what ``auto`` takes here."""
+    import torch
+
+    return {} if kind == ("cuda" if torch.cuda.is_available() else "cpu") else {"device": "cuda:0" if kind == "cuda" else kind}
+
+
 class Forms(dict[str, Form]):
     """Forms by part (``method``, ``task``, ``run``); empty where the method or the task cannot be loaded. ``box`` shows them."""
 
@@ -70,6 +77,13 @@ class Forms(dict[str, Form]):
             if part in self:
                 self[part].start(values)
 
+    def typed(self, number: int, value: Any) -> None:
+        """What a person has put into the control of field ``number``, from a page; nothing where that field is gone."""
+        for form in self.values():
+            for field in form.fields.values():
+                if field.number == number:
+                    field.typed(value)
+
     def reset(self) -> None:
         """Put all back to what they started from."""
         for form in self.values():
@@ -98,6 +112,11 @@ class Forms(dict[str, Form]):
                     form.fields[name].set(value)
                 form.check()
             raise
+
+    def take(self, given: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Have the values of an earlier run, by part, and defaults where it says nothing. Returns what does not fit, in sentences."""
+        told = [sentence for part, values in given.items() for sentence in self[part].take(values)]
+        return told + [error for form in self.values() for error in form.errors.values()]
 
     def of_run(self) -> Params:
         """Seeds and device; :class:`UserError` where they are refused."""

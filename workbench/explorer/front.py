@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
 import anywidget
 import traitlets as t
 
@@ -20,23 +24,32 @@ export default {
         width = holder.clientWidth;
         requestAnimationFrame(told);
       }
-      soon();
     });
-    // a page that is still asking for the widgets there are, while the panel is being made, is told of an empty figure at times;
-    // each time that another figure is asked for, it has twice as long to come as the one before
-    const PATIENCE = 3000;
-    let timer, patience = PATIENCE;
+    // A page that is still asking for the widgets there are, while the panel is being made, is told of an empty figure at times; and a
+    // model of anywidget's whose module took more than two seconds hears nothing of the kernel any more, the figure's as well as this
+    // one's. So a widget of another kind says what there is to be drawn, and another figure is asked for where the one that is there
+    // has something else and has not moved since the last look. Each has twice as long to come as the one before.
+    const PATIENCE = 1500;
+    let timer, patience = PATIENCE, before;
+    const last = values => { const end = values?.[values.length - 1]; return Number.isFinite(end) ? end : 0; };
     const check = () => {
       const holder = el.closest(".wb-curves"), figure = holder?.querySelector(".js-plotly-plot");
-      if (!holder?.clientWidth) return;  // whoever shows it looks again
-      if (!figure?.layout) { soon(); return; }  // on its way
-      if (figure.data.length === model.get("traces") && figure.layout.uirevision !== undefined) { patience = PATIENCE; return; }
-      patience *= 2;
-      model.send({ redraw: true });
+      const wanted = holder?.querySelector(".wb-drawn")?.dataset;
+      if (holder?.clientWidth && figure?.layout && wanted) {  // else it is on its way, or not shown
+        const count = figure.data.length, ends = figure.data.reduce((sum, trace) => sum + (last(trace.x) + last(trace.y)), 0);
+        const now = `${count} ${ends} ${figure.layout.uirevision}`;
+        if (count === Number(wanted.traces) && ends === Number(wanted.ends) && figure.layout.uirevision !== undefined) {
+          patience = PATIENCE;
+        } else if (now === before) {
+          patience *= 2;
+          model.send({ redraw: true });
+        }
+        before = now;
+      }
       soon();
     };
     const soon = () => { clearTimeout(timer); timer = setTimeout(check, patience); };
-    model.on("change:traces", soon);
+    soon();
     const begin = () => {
       const holder = el.closest(".wb-curves");
       if (holder) seen.observe(holder); else requestAnimationFrame(begin);
@@ -55,16 +68,26 @@ export default {
       const command = event.ctrlKey || event.metaKey || event.altKey || ["Tab", "Escape"].includes(event.key);
       if (!command && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
     };
+    // A widget whose last change the kernel has not taken yet keeps the next one back, and a press of Run would overtake it: the run would
+    // have other values than the form. Messages of this kind are kept back by nobody, so each change is told in one, too.
+    const typed = ({ target }) => {
+      const number = target.closest(".wb-field")?.className.match(/\bwb-number-(\d+)\b/)?.[1];
+      if (number && target.matches("input, select")) {
+        const value = target.type === "checkbox" ? target.checked : target.matches("select") ? target.selectedIndex : target.value;
+        model.send({ typed: value, number: Number(number) });
+      }
+    };
     const named = new MutationObserver(name);
     const watch = () => {
       const panel = el.closest(".wb");
       if (!panel) { requestAnimationFrame(watch); return; }
       name();
       panel.addEventListener("keydown", keep);
+      panel.addEventListener("change", typed);
       named.observe(panel, { childList: true, subtree: true });
     };
     watch();
-    return () => { seen.disconnect(); named.disconnect(); clearTimeout(timer); model.off("change:traces", soon); };
+    return () => { seen.disconnect(); named.disconnect(); clearTimeout(timer); };
   },
 };
 """
@@ -75,13 +98,14 @@ export default {
     const button = document.createElement("button");
     button.className = "jupyter-widgets jupyter-button widget-button";
     button.textContent = "Copy";
-    const name = () => { button.title = button.ariaLabel = "copy as " + model.get("name"); };
-    name();
-    model.on("change:name", name);
+    button.title = button.ariaLabel = "copy as " + model.get("name");
     const said = document.createElement("span");
     said.setAttribute("role", "status");
     button.onclick = async () => {
-      const text = model.get("text");
+      // what is on the page, and not what the kernel tells this widget: after a slow start it hears nothing of it, and copied an old text
+      const texts = [...el.closest(".wb").querySelectorAll(".wb-text textarea")];
+      const text = texts.find(t => el.compareDocumentPosition(t) & Node.DOCUMENT_POSITION_FOLLOWING).value;
+      let done = true;
       try {
         await navigator.clipboard.writeText(text);
       } catch {  // pages that come over plain http from another machine have no clipboard of their own
@@ -89,11 +113,11 @@ export default {
         box.value = text;
         document.body.append(box);
         box.select();
-        document.execCommand("copy");
+        done = document.execCommand("copy");
         box.remove();
         button.focus();
       }
-      said.textContent = "Copied.";
+      said.textContent = done ? "Copied." : "The browser did not let it: select the text and copy it.";
       setTimeout(() => { said.textContent = ""; }, 2000);
     };
     el.classList.add("wb-copy");
@@ -106,17 +130,30 @@ export default {
 class Fit(anywidget.AnyWidget):
     """Nothing to see: put beside a live figure, it has the figure fill its holder (class ``wb-curves``), whatever changes the size.
 
-    It asks for another figure (message ``redraw``) where the page's has other than ``traces`` traces for seconds, or no layout.
-    In its panel (class ``wb``) it names the sliders for screen readers, and keeps keys from being commands of the notebook.
+    It asks for another figure (message ``redraw``) where the page's has for seconds other traces than :func:`drawn` says, or no layout.
+    In its panel (class ``wb``) it names the sliders for screen readers, keeps keys from being commands of the notebook, and sends each
+    change of a field (class ``wb-number-<number>``) in a message ``{"typed": value, "number": number}``.
     """
 
     _esm = FIT
-    traces = t.Int().tag(sync=True)
+
+
+def drawn(traces: Iterable[Any]) -> str:
+    """What a page's figure is to hold, as hidden HTML: the number of traces and the sum of their last coordinates, which a report moves."""
+    held = [*traces]
+    ends = 0.0
+    for trace in held:
+        ends += _last(trace.x) + _last(trace.y)
+    return f'<span class="wb-drawn" data-traces="{len(held)}" data-ends="{ends!r}"></span>'
+
+
+def _last(values: Any) -> float:
+    end = float(values[-1]) if values is not None and len(values) else 0.0
+    return end if math.isfinite(end) else 0.0
 
 
 class CopyButton(anywidget.AnyWidget):
-    """A button that puts ``text`` on the clipboard; ``name`` says what the text is."""
+    """A button that puts the next text behind it (class ``wb-text``) in its panel on the clipboard; ``name`` says what the text is."""
 
     _esm = COPY
     name = t.Unicode().tag(sync=True)
-    text = t.Unicode().tag(sync=True)

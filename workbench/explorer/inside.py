@@ -36,6 +36,7 @@ class Inside:
             at = f" at step {r.rows.last['step']:g}" if r.rows.last else ""
             if not views:
                 return f"The method {r.spec.method} shows nothing of itself. It can: see Method.views."
-            return f"{r.name}{at}. " + " ".join(f"{v.title}: {v.note}" for v in views if v.note)
+            return f"{r.name}{at}."
 
-        self.worker.ask(work, f"Looking into {r.name} …")
+        live = r.status in ("running", "pausing")
+        self.worker.ask(work, f"Looking into {r.name}{', at its next report' if live else ''} …")

@@ -21,6 +21,14 @@ ENDED = ("finished", "failed", "stopped", "diverged")
 MAX_READ = 20_000  # reports read at once: a long journal is drawn while it is being read
 
 
+def spec_of(folder: RunFolder) -> RunSpec:
+    """What a run folder says that its run was; UserError where it is none of a run, or of a version that said it otherwise."""
+    try:
+        return RunSpec(**folder.read_run()["spec"])
+    except (KeyError, TypeError):
+        raise UserError(f"{folder.path} was written by another version of the workbench, or is damaged.") from None
+
+
 @dataclass(frozen=True)
 class Request:
     """What was on the form when Run was pressed: the arguments of :func:`workbench.run`."""
@@ -82,7 +90,10 @@ class ListedRun:
         """queued, starting, running, pausing, paused, stopping, finished, failed, stopped or diverged."""
         if self._status != "running" or self._handle is None:
             return "stopping" if self._status == "starting" and self._wanted == "stop" else self._status
-        record = self._handle.folder.read_status()
+        try:
+            record = self._handle.folder.read_status()
+        except (UserError, OSError):  # damaged, or a network's folder that is away: the next report writes it anew
+            record = None
         # an older record is of an earlier life of the same folder
         said = record["status"] if record and record["time"] >= self._started else None
         if said in ENDED:  # what is left to do is to ship it to MLflow

@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import Any
 
 import ipywidgets as w
+import pandas  # noqa: F401  (plotly looks into it while it draws, and must not find what another thread has half imported)
 
 from tracking.errors import UserError, unknown
 from workbench import registry
 from workbench.explorer import curves, presets, snippets, theme
 from workbench.explorer.board import Board
-from workbench.explorer.forms import Forms
-from workbench.explorer.listed import ListedRun, Request
+from workbench.explorer.forms import Forms, on_device
+from workbench.explorer.listed import ListedRun, Request, spec_of
 from workbench.explorer.panes import CopyAs, Inside, Panes, Past, SideBySide
 from workbench.explorer.pickers import Pickers
 from workbench.explorer.preview import Preview
@@ -49,12 +50,14 @@ class Explorer:
         self.board.box.children = [*self.board.box.children, self.menu.box]
         self.copies, self.inside = CopyAs(), Inside(self.session)
         self.side_by_side = SideBySide(self.session, lambda: self.tracking)
-        self.past = Past(lambda: self.tracking, self._pressed(self.load), self._pressed(self.show))
+        self.past = Past(lambda: self.tracking, self._told(self.load, "It is on the form."),
+                         self._told(self.show, "It is among the curves."))
         self.panes = Panes({"Runs": self.board, "Side by side": self.side_by_side, "Inside": self.inside, "Past runs": self.past,
                             "Copy as": self.copies})
         self.pickers = Pickers(self._on_pick)
         self._on_pick()
-        head = w.VBox([self.pickers.box, self.toolbar.bar, self.toolbar.start, self.preview.html, self.toolbar.status])
+        self.board.fit.on_msg(lambda _, said, __: "typed" in said and self.forms.typed(said["number"], said["typed"]))
+        head = w.VBox([self.pickers.box, self.toolbar.bar, self.toolbar.start, self.toolbar.status, self.preview.html])
         head.add_class("wb-head")
         page = w.Box([self.forms.box, self.panes.box])
         page.add_class("wb-page")
@@ -127,15 +130,7 @@ class Explorer:
 
         UserError for whatever is wrong with the form, and where all of these runs are on their way already.
         """
-        listed, refusal = [], None
-        for request in self.requests():
-            try:
-                listed.append(self.session.submit(request))
-            except UserError as error:
-                refusal = error
-        if not listed:
-            raise refusal
-        return listed[0]
+        return self.session.submit_all(self.requests())[0]
 
     def pause(self) -> None:
         """Pause the run that is training, at its next step."""
@@ -158,20 +153,36 @@ class Explorer:
         """Repeat a run of the list, given as such or by its number, from its first step."""
         return self.session.rerun(self._listed(run))
 
-    def load(self, run: Any) -> None:
-        """Put the parameters of a run into the form: one of the list (or its number), or a past one as :meth:`show` takes it."""
-        spec = self._listed(run).spec if isinstance(run, ListedRun | int) else self.past.spec(run)
+    def load(self, run: Any) -> list[str]:
+        """Put the parameters of a run into the form: one of the list (or its number), or a past one as :meth:`show` takes it.
+
+        Returns what of it the form cannot hold, in sentences: parameters that are gone since, a device that is not here, a budget.
+        UserError where its method or task is not here, and then nothing has changed.
+        """
+        spec = self._listed(run).spec if isinstance(run, ListedRun | int) else spec_of(self.past.folder(run))
+        for what, name, known in (("method", spec.method, registry.methods()), ("task", spec.task, registry.tasks())):
+            if name not in known:
+                raise UserError(f"This run was made with the {what} {name!r}, which is not here, so there is no form for it. "
+                                "It can be drawn beside the others all the same.")
         with self._lock:
             self.choose(spec.method, spec.task)
-            self.forms.fill({"method": spec.params, "task": spec.task_params, "run": {"seed": spec.seed}})
+            if not self.forms:
+                raise UserError(self._trouble)
+            told = self.forms.take({"method": spec.params, "task": spec.task_params, "run": {"seed": spec.seed, **on_device(spec.device)}})
+        if spec.budget:
+            caps = ", ".join(f"{name} {cap:g}" for name, cap in spec.budget.items())
+            told.append(f"It ended at a budget ({caps}), which no form holds: see workbench.run.")
+        return told
 
-    def duplicate(self, run: ListedRun | int) -> None:
-        """Put the parameters of a run into the form, with the first seed above its own that is not on the list."""
+    def duplicate(self, run: ListedRun | int) -> list[str]:
+        """As :meth:`load`, with the first seed above its own that is not on the list."""
         spec = self._listed(run).spec
-        self.load(run)
+        told = self.load(run)
         twins = next(g for g in curves.repeated(self.runs) if any(r.spec is spec for r in g))
         taken = {r.spec.seed for r in twins}
-        self.set(seed=next(s for s in range(spec.seed + 1, spec.seed + len(taken) + 2) if s not in taken))
+        with self._lock:
+            self.forms["run"].set(seed=next(s for s in range(spec.seed + 1, spec.seed + len(taken) + 2) if s not in taken))
+        return told
 
     def show(self, run: Any) -> ListedRun:
         """Draw a past run beside the others: by the name of its folder or the beginning of it, or by the id or link of its MLflow run."""
@@ -222,7 +233,8 @@ class Explorer:
         """A verb behind a button: its errors are written on the panel."""
         self._trouble = ""
         try:
-            verb()
+            if isinstance(said := verb(), list) and said:  # what a form cannot hold of a run
+                self._trouble = " ".join(said)
         except UserError as error:
             self._trouble = str(error)
         except Exception as error:  # a button has no cell to show a traceback in: without a word a click would seem lost
@@ -232,6 +244,16 @@ class Explorer:
 
     def _pressed(self, verb: Callable[..., Any]) -> Callable[..., None]:
         return lambda *arguments: self._press(lambda: verb(*arguments))
+
+    def _told(self, verb: Callable[[Any], Any], done: str) -> Callable[[Any], str]:
+        """A verb behind a button with a line of its own, which says the trouble, too, or ``done``."""
+        def press(run: Any) -> str:
+            self._press(lambda: verb(run))
+            if self._trouble:
+                raise UserError(" ".join(self._trouble.split("\n")))
+            return done
+
+        return press
 
     def _toggle(self) -> None:
         current = self.session.current

@@ -54,4 +54,3 @@ class CopyAs:
         """Write the texts, or what is wrong with the form."""
         for name, make in (("Python", snippets.python), ("Command line", snippets.cli), ("Papermill", snippets.papermill)):
             self.texts[name].value = make(requests) if requests else f"The form has an error:\n{trouble}\n"
-            self.buttons[name].text = self.texts[name].value

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as w
 
-from tracking.address import home, tracking_uri
+from tracking import files
+from tracking.address import home, public_uri, scrub, tracking_uri
 from tracking.errors import UserError, unknown
 from tracking.folder import STATUSES, RunFolder
 from workbench.explorer.plots import Worker
@@ -20,6 +21,8 @@ from workbench.runs import runs_root
 
 LISTED = 200  # newest runs of a list
 RUN_ID = re.compile(r"(?:^|/runs/)([0-9a-f]{32})(?:[/?#]|$)")
+SILENT = re.compile("connection refused|timed out|failed to resolve|name resolution|connection reset|no route to host", re.I)
+"""What the errors of clients say, among much else, of a server that is not there."""
 
 
 @dataclass(frozen=True)
@@ -39,52 +42,72 @@ class PastRun:
 
 def in_folders(limit: int = LISTED) -> list[PastRun]:
     """The newest runs whose folders lie in the workbench's home."""
-    paths = sorted(runs_root().glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:limit]
-    found = []
-    for path in paths:
-        folder = RunFolder(path.parent)
-        try:
-            run, status = folder.read_run(), folder.read_status() or {}
-        except UserError:
-            continue
-        found.append(PastRun(path.parent.name, run["name"], status.get("status", "not begun"), run.get("created", 0.0)))
-    return sorted(found, key=lambda r: -r.created)
+    dated = []
+    for path in runs_root().glob("*/run.json"):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            dated.append((path.stat().st_mtime, path.parent))
+    return sorted((_in_folder(path, when) for when, path in sorted(dated, reverse=True)[:limit]), key=lambda r: -r.created)
+
+
+def _in_folder(path: Path, changed: float) -> PastRun:
+    folder = RunFolder(path)
+    try:
+        run, status = folder.read_run(), folder.read_status() or {}
+        return PastRun(path.name, str(run["name"]), str(status.get("status", "not begun")), float(run.get("created", 0.0)))
+    except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):  # whoever takes it is told why
+        return PastRun(path.name, path.name, "cannot be read", changed)
 
 
 def in_store(uri: str, limit: int = LISTED) -> list[PastRun]:
     """The newest runs of the workbench in a store, studies left out."""
     from tracking.store import Store
 
-    client = Store(uri).client
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    rows = client.search_runs(experiments, "tags.`workbench.method` != ''", max_results=limit, order_by=["attributes.start_time DESC"])
-    return [PastRun(r.info.run_id, r.info.run_name, r.data.tags.get("workbench.status", r.info.status.lower()), r.info.start_time / 1000)
-            for r in rows]
+    with answering(uri):
+        client = Store(uri).client
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        rows = client.search_runs(experiments, "tags.`workbench.method` != ''", max_results=limit, order_by=["attributes.start_time DESC"])
+    return [PastRun(r.info.run_id, r.info.run_name, r.data.tags.get("workbench.status", r.info.status.lower()),
+                    (r.info.start_time or 0) / 1000) for r in rows]
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """What goes wrong between here and MLflow as one sentence, which holds no password of the address."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = scrub(str(error).strip().partition("\n")[0] or type(error).__name__, uri)
+        silent = SILENT.search(text)
+        where = f"MLflow at {public_uri(uri)}"
+        raise UserError(f"{where} does not answer ({silent[0].lower()}). Is it running? `workbench ui` starts one here; the run folders "
+                        "of this machine can be read without it." if silent else f"{where} did not give it: {text}") from None
 
 
 def fetch(uri: str, run_id: str) -> RunFolder:
     """The run folder of an MLflow run: the one in this home, or a copy made of the run's artifacts."""
     from tracking.store import Store
 
-    client = Store(uri).client
-    try:
-        run = client.get_run(run_id)
-    except Exception as error:
-        raise UserError(f"MLflow run {run_id!r} is not to be had: {str(error).partition(chr(10))[0]}") from None
-    key = run.data.tags.get("workbench.key")
-    if key is None or "workbench.method" not in run.data.tags:
+    with answering(uri):
+        store = Store(uri)
+        run = store.client.get_run(run_id)
+    key = run.data.tags.get("workbench.key", "")
+    # a tag is what anybody may have written, and here it becomes the name of a folder
+    if not re.fullmatch(r"[\w-]+", key) or "workbench.method" not in run.data.tags:
         raise UserError(f"MLflow run {run_id!r} is no run of the workbench: it has no tags workbench.key and workbench.method.")
     here = RunFolder(runs_root() / key)
     if here.run_path.is_file() and str(here.read_run().get("created", "")) == run.data.tags.get("workbench.created", ""):
         return here
-    copy = RunFolder(home() / "fetched" / key)
-    copy.path.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "journal.jsonl"):
-        try:
-            client.download_artifacts(run_id, name, str(copy.path))
-        except Exception:
-            if name == "run.json":
-                raise UserError(f"MLflow run {run_id!r} has no run.json yet: a run ships its files when it ends.") from None
+    copy = RunFolder(home() / "fetched" / f"{key}.{run_id[:8]}")  # a run that was repeated has its key more than once
+    with answering(uri):
+        there = {file.path for file in files.repository(uri, store.client, run_id).list_artifacts()}
+        if "run.json" not in there:
+            raise UserError(f"MLflow run {run_id!r} has no run.json yet: a run ships its files when it ends.")
+        copy.path.mkdir(parents=True, exist_ok=True)
+        for name in ("run.json", "journal.jsonl"):  # one that failed before its first report has no journal
+            if name in there:
+                store.fetch_file(run_id, name, copy.path)
     said = run.data.tags.get("workbench.status", "")
     copy.write_status(said if said in STATUSES else "stopped", run.data.tags.get("workbench.reason", ""))
     return copy
@@ -102,9 +125,12 @@ def by_name(name: str) -> RunFolder:
 
 
 class Past:
-    """A list of earlier runs with a filter; ``load`` puts one into the form, ``show`` draws it. ``tracking`` gives the store in use."""
+    """A list of earlier runs with a filter; ``load`` puts one into the form, ``show`` draws it. ``tracking`` gives the store in use.
 
-    def __init__(self, tracking: Callable[[], str | None], load: Callable[[str], None], show: Callable[[str], None]) -> None:
+    Both return what there is to say of it, or raise what went wrong.
+    """
+
+    def __init__(self, tracking: Callable[[], str | None], load: Callable[[str], str], show: Callable[[str], str]) -> None:
         self._tracking, self.worker = tracking, Worker()
         self._found: list[PastRun] = []
         short = {"style": {"description_width": "initial"}}
@@ -143,11 +169,6 @@ class Past:
             return fetch(uri, found[1])
         return by_name(text)
 
-    def spec(self, run: Any) -> Any:
-        """Method, task, parameters and seed of a past run."""
-        kept = self.folder(run).read_run()["spec"]
-        return SimpleNamespace(**{name: kept[name] for name in ("method", "task", "params", "task_params", "seed")})
-
     def _read(self) -> str:
         if self.source.value == "run folders":
             self._found, where = in_folders(), str(runs_root())
@@ -155,8 +176,6 @@ class Past:
             uri = tracking_uri(self._tracking())
             if uri is None:
                 raise UserError("Tracking is off, so there is no MLflow to ask.")
-            from tracking.address import public_uri
-
             self._found, where = in_store(uri), public_uri(uri)
         self._filter()
         newest = f" (the newest {LISTED})" if len(self._found) == LISTED else ""
@@ -170,9 +189,9 @@ class Past:
             self.list.options = options
             self.list.value = None
 
-    def _act(self, act: Callable[[str], None]) -> None:
+    def _act(self, act: Callable[[str], str]) -> None:
         chosen = self.given.value.strip() or self.list.value
         if not chosen:
             self.worker.say("Choose a run on the list first, or give an id.", bad=True)
             return
-        self.worker.ask(lambda: act(chosen) or "", "Reading the run …")
+        self.worker.ask(lambda: act(chosen), "Reading the run …")

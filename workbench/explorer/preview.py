@@ -43,6 +43,8 @@ class Preview:
         self._thread: threading.Thread | None = None
         self._child: subprocess.Popen | None = None
         self._number = self._pricing = 0
+        self._priced: tuple[Request, int] | None = None  # what ``_pricing`` is the number of
+        self._hurried = False
 
     def begin(self) -> None:
         """The panel is on a page now: from here on every valid form is priced."""
@@ -54,11 +56,11 @@ class Preview:
         with self._changed:
             self._wanted = (requests[0], len(requests)) if requests else None
             self._asked = time.monotonic()
-            if self._wanted != self._shown:
-                if self._shown is not None or self._wanted is None:
-                    self._say("")
+            if self._wanted is None or self._wanted != self._shown:
+                # never empty: what stands below would move at each change of the form
+                self._say("The cost is not known: the form has an error." if self._wanted is None else "The cost is being worked out …")
                 self._shown = None
-                if self._pricing:
+                if self._pricing and self._priced != self._wanted:
                     hurry = threading.Timer(HURRY_S, self._hurry, [self._pricing])
                     hurry.daemon = True
                     hurry.start()
@@ -107,12 +109,16 @@ class Preview:
                         self._say("The cost of this form is worked out when nothing trains.")
                     self._changed.wait(0.2)
                     continue
-            self._price(wanted)
+            try:
+                self._price(wanted)
+            except Exception as error:  # an answer that cannot be read, say: the next form may be priced
+                self._settle(wanted, f"The cost is not known: {type(error).__name__}: {error}")
             idle = time.monotonic()
 
     def _price(self, wanted: tuple[Request, int]) -> None:
         """Ask the process and show its answers as long as they are still wanted."""
         request, count = wanted
+        begun = time.monotonic()
         self._say("The cost is being worked out …")
         try:
             child = self._ask_child(request)
@@ -122,7 +128,8 @@ class Preview:
         clock = threading.Timer(LIMIT_S, child.kill)
         clock.daemon = True
         clock.start()
-        self._pricing = self._number
+        with self._changed:
+            self._pricing, self._priced, self._hurried = self._number, wanted, False
         try:
             for line in child.stdout:
                 answer = json.loads(line)
@@ -138,8 +145,10 @@ class Preview:
             clock.cancel()
             self._pricing = 0
         self._end_child()
-        if wanted == self._wanted:  # nobody hurried it past: it ran into the limit, or died
-            self._settle(wanted, f"The cost is not known: a first step takes longer than {LIMIT_S:g} s, or could not be made.")
+        if not self._hurried:  # where it was, and is wanted again, it is begun anew
+            slow = f"a first step takes longer than {LIMIT_S:g} s"
+            ended = f"the process that made a first step ended with {_code(child.returncode)}"
+            self._settle(wanted, f"The cost is not known: {slow if time.monotonic() - begun >= LIMIT_S else ended}.")
 
     def _settle(self, wanted: tuple[Request, int], text: str) -> None:
         with self._changed:
@@ -164,7 +173,8 @@ class Preview:
     def _hurry(self, number: int) -> None:
         """End the process if it is still at work on question ``number``."""
         with self._changed:
-            if self._pricing == number:
+            if self._pricing == number and self._priced != self._wanted:
+                self._hurried = True
                 self._end_child()
 
     def _end_child(self) -> None:
@@ -179,6 +189,13 @@ class Preview:
         shown = f'<div aria-live="polite">{html.escape(text)}</div>' if text else ""
         if self.html.value != shown:
             self.html.value = shown
+
+
+def _code(returncode: int | None) -> str:
+    """How a process ended; one that asks for more memory than there is gets signal 9."""
+    if returncode is None or returncode >= 0:
+        return f"code {returncode}"
+    return f"signal {-returncode}{', as one that is out of memory does' if returncode == -9 else ''}"
 
 
 def in_words(cost: Cost, count: int = 1) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tracking.errors import UserError
 from tracking.folder import RunFolder
 from tracking.store import tracking_uri
 from workbench.explorer.listed import ENDED as ENDED
-from workbench.explorer.listed import ListedRun, Request
-from workbench.spec import RunSpec, resolve
+from workbench.explorer.listed import ListedRun, Request, spec_of
+from workbench.spec import RunSpec, resolve, whole
 
 log = logging.getLogger("workbench")
 
@@ -44,9 +44,23 @@ class Session:
 
         Raises :class:`UserError` for whatever :func:`workbench.run` would refuse, and for a run that is already on its way.
         """
-        spec = resolve(request.method, request.task, request.params, task_params=request.task_params, seed=request.seed,
-                       device=request.device).spec
-        tracking_uri(request.tracking)
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[ListedRun]:
+        """As :meth:`submit`, for requests that differ in the seed alone: checked once. UserError where every one of them is refused."""
+        first, queued, refusal = requests[0], [], None
+        spec = resolve(first.method, first.task, first.params, task_params=first.task_params, seed=first.seed, device=first.device).spec
+        tracking_uri(first.tracking)
+        for request in requests:
+            try:
+                queued.append(self._queue(request, replace(spec, seed=whole("seed", request.seed, 0))))
+            except UserError as error:
+                refusal = error
+        if not queued:
+            raise refusal
+        return queued
+
+    def _queue(self, request: Request, spec: RunSpec) -> ListedRun:
         with self._lock:
             listed = next((r for r in self.runs if r.key == spec.key), None)
             if listed is None:
@@ -70,10 +84,7 @@ class Session:
 
     def show(self, folder: RunFolder, tracking: str | None = None) -> ListedRun:
         """Put a run that was made earlier on the list, to be drawn beside the others. UserError where the folder is none of a run."""
-        try:
-            spec = RunSpec(**folder.read_run()["spec"])
-        except (KeyError, TypeError):
-            raise UserError(f"{folder.path} was written by another version of the workbench: it cannot be shown here.") from None
+        spec = spec_of(folder)
         request = Request(spec.method, spec.task, spec.params, spec.task_params, spec.seed, None, tracking)
         with self._lock:
             listed = next((r for r in self.runs if r.key == folder.path.name), None)
@@ -130,7 +141,7 @@ class Session:
         while True:
             with self._lock:
                 going_on = self.live
-            news = [listed.poll() for listed in list(self.runs)]
+            news = [self._try(listed.poll) for listed in list(self.runs)]
             self._tell()  # once more after the end, so that the last word is shown
             if not going_on and not any(news):
                 with self._lock:
@@ -141,9 +152,13 @@ class Session:
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
-            try:
-                listener()
-            except Exception as error:  # a view that broke must not end the runs, and is worth one message
-                if repr(error) != self._said:
-                    self._said = repr(error)
-                    log.exception("The explorer could not be drawn.")
+            self._try(listener)
+
+    def _try(self, look: Callable[[], bool | None]) -> bool | None:
+        try:
+            return look()
+        except Exception as error:  # a view that broke, or a disk that is away, must not end the runs, and is worth one message
+            if repr(error) != self._said:
+                self._said = repr(error)
+                log.exception("The explorer could not be drawn.")
+        return None

@@ -13,7 +13,7 @@ from tracking.errors import UserError
 from tracking.metrics import METRICS
 from tracking.report import Table, paragraphs, table_html
 from workbench.comparison import AXES, COSTS, Comparison, compare
-from workbench.explorer.curves import FAVOURITES
+from workbench.explorer.curves import FAVOURITES, style
 from workbench.explorer.plots import Plots, Worker
 from workbench.explorer.session import Session
 from workbench.significance import TEST
@@ -71,7 +71,10 @@ class SideBySide:
             self.table.value = ""
             return "Nothing has finished yet. " + " ".join(found.notes())
         self._offer(found)
-        c = replace(found, metric=self.metric.value, axis=self.axis.value)
+        numbers = {r.key: r.number for r in self.session.runs}
+        # a run looks as it does among the curves of the other pane; a group as its first run
+        styles = {g.label: style(min(numbers[r.key] for r in g.runs)) for g in found.groups}
+        c = replace(found, metric=self.metric.value, axis=self.axis.value, styles=styles)
         target = self._target()
         figures, absent = [], []
         for task in c.tasks:

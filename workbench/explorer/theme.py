@@ -10,7 +10,11 @@ CSS = """
   --wb-link: var(--jp-content-link-color, #0b63c5);
   color: var(--wb-text); container-type: inline-size; padding: 4px 2px 8px; overflow-anchor: none;
 }
-[data-jp-theme-light="false"] .wb { --wb-bad: #ff8a80; --wb-good: #7ddc9f; --wb-warn: #f2c063; color-scheme: dark; }
+[data-jp-theme-light="false"] .wb { --wb-bad: #ff8a80; --wb-good: #7ddc9f; --wb-warn: #f2c063; color-scheme: dark;
+  --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath \
+d='M5 7l4 4 4-4' fill='none' stroke='%23ddd' stroke-width='2'/%3E%3C/svg%3E"); }
+[data-jp-theme-light="false"] .wb select { background-image: var(--jp-widgets-dropdown-arrow); }
+[data-jp-theme-light="false"] .wb select[size] { background-image: none; }
 .wb .wb-page { display: grid; grid-template-columns: minmax(0, 1fr); gap: 14px 28px; overflow: visible; }
 @container (min-width: 780px) { .wb .wb-page { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 14px 20px; } }
 @container (min-width: 1200px) { .wb .wb-page { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); gap: 14px 28px; } }
@@ -22,7 +26,7 @@ CSS = """
 .wb h4 { margin: 12px 0 2px; font-size: 13px; font-weight: 600; color: var(--wb-text); line-height: 1.5; }
 .wb .widget-html, .wb .widget-html > .widget-html-content { height: auto; }
 .wb .widget-html { margin: 0; }
-.wb .widget-hbox, .wb .widget-vbox { overflow: visible; }
+.wb .widget-box, .wb .widget-hbox, .wb .widget-vbox { overflow: visible; }
 .wb .wb-field .widget-hbox { align-items: flex-end; gap: 6px; }
 .wb .wb-grid > *, .wb .wb-field .widget-text, .wb .wb-field .widget-dropdown {
   flex-flow: column nowrap; align-items: stretch; height: auto; }
@@ -44,6 +48,8 @@ CSS = """
 .wb .wb-about { margin-top: 6px; }
 .wb .wb-about .widget-html-content { line-height: 1.45; font-size: 12.5px; height: auto; }
 .wb .wb-bar { display: flex; flex-flow: row wrap; gap: 6px; align-items: center; }
+.wb .wb-bar h4 { margin: 0; }
+.wb .wb-bar:has(h4) { margin-top: 10px; }
 .wb .wb-bar .jupyter-button { width: auto; margin: 0; padding: 0 14px; }
 .wb .wb-bar .wb-steady { min-width: 104px; }
 .wb .wb-bar .widget-dropdown, .wb .wb-bar .widget-checkbox { width: auto; margin: 0 8px 0 0; }
@@ -66,6 +72,8 @@ CSS = """
   line-height: 1.4; }
 .wb th { color: var(--wb-soft); font-weight: 600; }
 .wb .wb-scroll th { white-space: nowrap; }
+.wb .wb-scroll th:last-child, .wb .wb-scroll td:last-child { padding-right: 0; }
+@container (max-width: 1000px) { .wb .wb-scroll th, .wb .wb-scroll td { padding-right: 7px; } }
 .wb td.wb-num, .wb th.wb-num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .wb td code { font-size: 11px; color: var(--wb-soft); background: none; }
 .wb textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.4; }
@@ -74,15 +82,16 @@ CSS = """
 .wb .wb-field .widget-checkbox { height: 22px; }
 .wb .wb-curves { overflow: hidden; }
 .wb .js-plotly-plot text { fill: var(--wb-text) !important; }
-.wb .js-plotly-plot .gridlayer path { stroke: var(--wb-line) !important; stroke-opacity: 0.55; }
+.wb .js-plotly-plot .gridlayer path { stroke: var(--wb-line) !important; stroke-opacity: 0.55 !important; }
 .wb .js-plotly-plot .xlines-above, .wb .js-plotly-plot .ylines-above,
 .wb .js-plotly-plot path.ticks { stroke: var(--wb-soft) !important; }
 .wb .js-plotly-plot .hoverlayer .hovertext text { fill: #fff !important; }
-.wb .js-plotly-plot .modebar { background: transparent !important; }
+.wb .js-plotly-plot .modebar, .wb .js-plotly-plot .modebar-group { background: transparent !important; }
 .wb .js-plotly-plot .modebar-btn .icon path { fill: var(--wb-soft) !important; }
 .wb .wb-seek { margin-bottom: 6px; }
 .wb .wb-seek .widget-text, .wb .wb-seek .widget-select { width: auto; margin: 0 0 4px; }
 .wb .wb-seek .widget-select { height: auto; }
+.wb .wb-seek .widget-label { width: auto; text-align: left; }
 .wb .wb-seek select, .wb .wb-list select { height: auto; }
 .wb .wb-list { width: 100%; height: auto; margin: 4px 0; }
 .wb .wb-list select { font-family: var(--jp-code-font-family, monospace); font-size: 12px; width: 100%; }
@@ -90,29 +99,38 @@ CSS = """
 @container (min-width: 1100px) { .wb .wb-cost .widget-html-content { min-height: 18px; } }
 .wb .wb-more-button { width: auto; margin: 8px 0 4px; padding: 0 12px; background: none; border: 1px solid var(--wb-line);
   color: var(--wb-text); }
-.wb .wb-copy { display: flex; gap: 8px; align-items: center; }
+.wb .wb-copy { display: flex; gap: 8px; align-items: center; margin: 0; }
 .wb .wb-panes { margin: 8px 0 0; }
-.wb .wb-panes .jupyter-button { width: auto; padding: 0 14px; }
-.wb .wb-panes .jupyter-button.mod-active { background: var(--jp-brand-color1, #1976d2); color: #fff; }
+.wb .wb-panes .jupyter-button { width: auto; padding: 0 14px; margin-left: 0; }
+.wb .wb-panes .jupyter-button.mod-active { background: var(--jp-brand-color1, #1976d2);
+  color: var(--jp-ui-inverse-font-color1, #fff) !important; }
 .wb .wb-bar .widget-text { width: auto; margin: 0 8px 0 0; }
 .wb .wb-bar .widget-text .widget-label { width: auto !important; }
 .wb .wb-bar input[type="text"] { min-width: 90px; }
 .wb .wb-table caption { text-align: left; color: var(--wb-soft); padding-bottom: 4px; caption-side: top;
-  white-space: normal; line-height: 1.4; max-width: 56cqw; }
+  white-space: normal; line-height: 1.4; max-width: 94cqw; }
+@container (min-width: 780px) { .wb .wb-table caption { max-width: 52cqw; } }
+.wb .wb-table .wide thead th:first-child, .wb .wb-table .wide tbody th { position: sticky; left: 0; z-index: 1;
+  background: var(--jp-layout-color0, Canvas); }
 .wb .wb-table + .wb-bar { margin-top: 8px; }
 .wb .wb-head > .wb-note { padding-top: 5px; }
+.wb .wb-page .wb-bar + .wb-note { margin-top: 8px !important; }
 .wb .wb-table .wide { overflow-x: auto; max-width: 100%; }
 .wb .widget-html, .wb .widget-html-content { min-width: 0; max-width: 100%; }
 .wb .wb-table ul { margin: 4px 0; padding-left: 18px; } .wb .wb-table li { white-space: normal; }
 .wb .wb-table .wide td { white-space: nowrap; }
 .wb .wb-table .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.wb .wb-table th.number { white-space: normal; min-width: 64px; vertical-align: bottom; }
 .wb .wb-table tbody th { color: var(--wb-text); }
 .wb .wb-table p, .wb .wb-table li { font-size: 12px; line-height: 1.4; color: var(--wb-soft); margin: 2px 0; }
 .wb .wb-plots { width: 100%; margin: 0; }
 .wb .wb-plots .jp-OutputPrompt { display: none; }
 .wb .wb-plots .jp-OutputArea-output { overflow: hidden; padding: 0; }
-.wb button:focus-visible, .wb select:focus-visible, .wb input:focus-visible, .wb textarea:focus-visible, .wb a:focus-visible {
-  outline: 2px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
+.wb .wb-plots .wb-caption { color: var(--wb-soft); font-size: 12px; line-height: 1.4; margin: 4px 0 16px; }
+.wb button:focus-visible, .wb select:focus-visible, .wb input:focus-visible, .wb textarea:focus-visible, .wb a:focus-visible,
+.wb .noUi-handle:focus-visible, .wb [tabindex]:focus-visible {
+  outline: 2px solid var(--wb-text) !important;
+  outline-offset: 2px; }
 .wb .wb-sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 

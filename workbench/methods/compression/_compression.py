@@ -117,6 +117,10 @@ class Compression(Method):
             state.hidden = Stream.at_entrance(model, layout, ids).hidden
         return state
 
+    def shell(self, task: LanguageTask, ctx: Context) -> CompressionState:
+        """Without the calibration, which goes through the whole model and whose outcome is saved."""
+        return CompressionState(order=ctx.generator("order", cpu=True) if self.params.steps else None, ids=torch.empty(0), total=0)
+
     def _reference(self, task: LanguageTask) -> tuple[nn.Module, Layout]:
         model = task.reference()
         return model, layout_of(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,25 +31,27 @@ def bits_view(matrices: Sequence[Packed], total: int) -> View:
 def pattern_views(name: str, weight: Tensor, packed: Packed) -> list[View]:
     """Matrix ``name`` as it was and as it is stored, entry by entry, and the error all over it.
 
-    Where the columns of a block of rows were ordered, also the first block in the order that is stored: likeness of neighbours is what
-    such an order is for.
+    Where the columns of a block of rows were ordered, also the first block in both orders: likeness of neighbours is what the stored
+    order is for.
     """
     weight = weight.detach().float()
     stored = packed.dequantise().to(weight.device)
     rows, columns = (min(CORNER, n) for n in weight.shape)
     cut = f"The first {rows} outputs and {columns} inputs of {packed.shape[0]}×{packed.shape[1]}."
-    found = [_matrix(f"{name}: as it was", weight[:rows, :columns], cut), _matrix(f"{name}: as it is stored", stored[:rows, :columns], cut)]
+    both = {"as it was": weight[:rows, :columns], "as it is stored": stored[:rows, :columns]}
+    found = [_matrices(name, both, "weight", cut)]
     order = packed.tensors.get("permutation")
     if order is not None and packed.format.startswith("vq"):
         places = unpack_order(order, *packed.shape).to(weight.device)
-        block = permute(weight, places)[:ROWS, :columns]
-        found.append(_matrix(f"{name}: as it was, columns in the stored order", block, f"The first {len(block)} outputs, which share it."))
+        block = {"in the model's order": weight[:ROWS, :columns], "in the stored order": permute(weight, places)[:ROWS, :columns]}
+        found.append(_matrices(f"{name}: columns", block, "weight", f"The first {min(ROWS, rows)} outputs, which share an order."))
     size = [min(PATCHES, n) for n in weight.shape]
     error = F.adaptive_avg_pool2d((weight - stored).square()[None], size)[0].sqrt() / weight.square().mean().sqrt()
     relative = float((weight - stored).norm() / weight.norm())
     note = f"Root mean square of the error in {size[0]}×{size[1]} patches over that of the weights; of the whole matrix {relative:.3g}."
-    return [*found, _matrix(f"{name}: where the error is", error, note)]
+    return [*found, _matrices(f"{name}: where the error is", {"": error}, "relative error", note, " patch")]
 
 
-def _matrix(title: str, values: Tensor, note: str) -> View:
-    return View(title, "matrix", {"": values.cpu().numpy()}, x="input", y="output", note=note)
+def _matrices(title: str, values: Mapping[str, Tensor], shown: str, note: str, of: str = "") -> View:
+    arrays = {name: array.cpu().numpy() for name, array in values.items()}
+    return View(title, "matrix", arrays, x=f"input{of}", y=f"output{of}", z=shown, note=note)

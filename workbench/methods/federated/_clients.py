@@ -24,5 +24,6 @@ def client_views(trace: Trace, step: int) -> list[View]:
     each = (View("Gradient steps of each client", "bars", dict(enumerate(work.tolist())), x="client", y=steps) if trace.n <= MAX_SHOWN
             else View("Gradient steps of each client", "histogram", {"clients": work}, x=steps))
     first = f" The first {shown} of {trace.n} clients." if shown < trace.n else ""
-    line = View("Time line of the clients", "points", groups, x="virtual time", y="client", note=f"A mark is a delivery.{first}")
+    line = View("Time line of the clients", "points", groups, x="virtual time [units of the step times]", y="client",
+                note=f"A mark is a delivery.{first}")
     return [line, each]

@@ -16,7 +16,8 @@ from workbench.graphs.clustering import adjusted_rand, kmeans, normalised_mutual
 from workbench.graphs.inputs import normalise_rows
 from workbench.graphs.probe import C_GRID, probe_blocks
 from workbench.graphs.scaling import directions
-from workbench.method import Context, Method, derive_seed
+from workbench.method import Context, Method, View, derive_seed
+from workbench.methods.graphs._views import plane_view
 from workbench.params import Field, Params
 
 
@@ -57,6 +58,11 @@ class NodeEmbedding(Method):
         One block, unless a method overrides this.
         """
         return (self.features(state, task, ctx),)
+
+    def views(self, state: Any, task: GraphTask) -> list[View]:
+        """The nodes as the representation places them."""
+        z = self.features(state, task, Context(task.x.device, 0))
+        return [plane_view(z, task, "the representation", "Colours are labels, which the method never reads.")]
 
     def evaluate(self, state: Any, task: GraphTask, ctx: Context) -> dict[str, float]:
         """Accuracy of a linear probe, its scaling of blocks and its penalty chosen on validation nodes; and how k-means on

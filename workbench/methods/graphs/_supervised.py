@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from workbench.datasets.graphs import GraphTask
 from workbench.graphs.inputs import normalise_rows
 from workbench.graphs.randomness import lent
-from workbench.method import Context, Method, Progress
+from workbench.method import Context, Method, Progress, View
+from workbench.methods.graphs._views import plane_view
 from workbench.params import Field, Params
 
 
@@ -124,6 +125,14 @@ class NodeClassifier(Method):
             "eval/accuracy": accuracy,
             "eval/val_accuracy": self.measure(best, x, task, task.val_mask)[1],
         }
+
+    @torch.no_grad()
+    def views(self, state: ClassifierState, task: GraphTask) -> list[View]:
+        """The nodes as the logits of the best network so far place them."""
+        best = copy.deepcopy(state.model)
+        best.load_state_dict(state.best)
+        z = best.eval()(self.inputs(task), task.edge_index)
+        return [plane_view(z, task, "the logits", f"All labelled nodes; network of epoch {state.best_epoch}.")]
 
     def evaluation_due(self, state: ClassifierState) -> bool:
         return self.params.eval_every > 0 and state.epoch % self.params.eval_every == 0

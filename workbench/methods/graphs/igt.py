@@ -17,8 +17,9 @@ from workbench.graphs.averaging import AboutMean, Averaging
 from workbench.graphs.filters import moduli, project, random_filters
 from workbench.graphs.igt import FilterSearch, cascade, filter_counts, goal_of, resolve_solver
 from workbench.graphs.spectrum import principal_directions
-from workbench.method import Context, Progress
+from workbench.method import Context, Progress, View
 from workbench.methods.graphs._embedding import EmbeddingParams, NodeEmbedding
+from workbench.methods.graphs._views import filter_views
 from workbench.params import Field
 
 
@@ -127,6 +128,18 @@ class IGT(NodeEmbedding):
 
     def features(self, state: IGTState, task: GraphTask, ctx: Context) -> Tensor:
         return torch.cat(self.blocks(state, task, ctx), 1)
+
+    @torch.no_grad()
+    def views(self, state: IGTState, task: GraphTask) -> list[View]:
+        """The nodes as the representation places them, the energy of the orders, and what averaging keeps of the filters."""
+        mean, u, orders = self.average(task), self.reduced(state, task), []
+        total = float(u.square().sum())
+        for w in (*state.filters, *([state.search.w] if state.search else []), None):
+            smooth = mean(u)
+            orders.append((u, smooth))
+            if w is not None:
+                u = moduli(u - smooth if self.params.centred else u, w)
+        return [*super().views(state, task), *filter_views(orders, total)]
 
     def progress(self, state: IGTState) -> Progress:
         return Progress(state.done, max(self.params.orders * self.params.iterations, 1))

@@ -61,4 +61,4 @@ def _few(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """By layer where these are few."""
     if len(tensors) > LAYERS:
         return {f"all {len(tensors)} layers": values(*tensors.values())}
-    return {name: values(t) for name, t in tensors.items()}
+    return {f"layer {name}": values(t) for name, t in tensors.items()}

@@ -182,7 +182,8 @@ def codec_figure(frame: pandas.DataFrame) -> Figure:
     """Relative squared error against bytes a value, both logarithmic; squares are biased codecs, circles unbiased ones."""
     import plotly.graph_objects as go
 
-    from tracking.figures import label_places, layout, text
+    from tracking.figures import layout, text
+    from tracking.labels import label_places
     from tracking.styles import COLOURS
 
     lossy = frame[frame["error"] > 0].copy()
