@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
+# What takes longest, longest first: begun late, it would keep one process busy while the others have nothing left to do.
+LONG = ("test_contract.py::", "test_readme.py::", "test_cli.py::", "::test_study_runs_at_smoke[", "test_federated_deployment.py::",
+        "test_explorer_browser.py::", "test_recorder_faults.py::", "test_engine.py::")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A file goes to one process, for its tests share what is costly to make; the studies share nothing, and each takes half a minute."""
@@ -34,7 +40,16 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid: str) -> str:
             return nodeid if "::test_study_runs_at_smoke[" in nodeid else super()._split_scope(nodeid)
 
+    config.option.loadscopereorder = False  # in the order of collection, see below
     return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For processes that share the tests: first what is :data:`LONG`, then files by their number of tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        count = Counter(item.path for item in items)
+        rank = {item: next((n for n, name in enumerate(LONG) if name in item.nodeid), len(LONG)) for item in items}
+        items.sort(key=lambda item: (rank[item], -count[item.path]))
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

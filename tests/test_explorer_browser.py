@@ -88,6 +88,36 @@ def test_a_slow_page_gets_its_figure_whole(tmp_path: Path):
         page.get_by_text("Press Run: the curves appear here").first.wait_for(state="attached")
 
 
+@pytest.mark.slow
+def test_widgets_that_hear_nothing_of_the_kernel_show_and_copy_what_there_is(tmp_path: Path):
+    """What anywidget does where a module takes more than two seconds to come: its model is given no message of the kernel's any more."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "toy.py").write_text(TOY)
+    env = {"WORKBENCH_HOME": str(tmp_path / "home"), "WORKBENCH_PLUGINS": str(tmp_path / "plugins")}
+    with jupyter_lab(tmp_path / "lab", env) as lab, browser_page() as page, kept_on_failure(page, artifacts(tmp_path) / "deaf.png"):
+        page.set_default_timeout(120_000)
+        page.add_init_script(
+            "AbortSignal.timeout = () => { const c = new AbortController(); setTimeout(() => c.abort()); return c.signal; }")
+        deaf: list[str] = []
+        page.on("pageerror", lambda error: deaf.append(str(error)))
+        lab.write("explorer.ipynb", "import workbench\nworkbench.explore(tracking='off')")
+        open_notebook(page, lab, "explorer.ipynb")
+        run_cell(page, 0)
+        page.locator(".wb").get_by_label("Family", exact=True).select_option("testing")
+        field(page, "sleep_s").wait_for()  # the method before has a learning rate, too
+        field(page, "lr").fill("0.25")
+        field(page, "lr").press("Tab")
+        run_button(page).click()
+        page.wait_for_function("() => document.querySelector('.wb-curves .js-plotly-plot')?.data?.[0]?.x?.length === 5")
+        page.locator(".wb").get_by_role("button", name="Copy as").first.click()
+        page.evaluate(
+            "() => Object.defineProperty(navigator, 'clipboard', { value: { writeText: async text => { window.copied = text } } })")
+        for name, text in (("Python", "'lr': 0.25"), ("Command line", "--set lr=0.25"), ("Papermill", '"lr": 0.25')):
+            page.get_by_role("button", name=f"copy as {name}").click()
+            page.wait_for_function("text => globalThis.copied?.includes(text)", arg=text)
+        assert "Failed to initialize model" in " ".join(deaf)  # or nothing was tested
+
+
 def field(page: Page, name: str):
     return page.locator(".wb-field").get_by_label(name, exact=True)
 

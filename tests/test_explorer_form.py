@@ -49,6 +49,7 @@ def test_controls_follow_the_declaration():
         for control in filter(None, (f.control, f.slider)):
             assert name in control.description
             assert control.tooltip
+        assert f.slider is None or not f.slider.continuous_update  # a page would report each move of the code's, after what was typed since
         assert Everything.model_fields[name].description in f.note.value
     assert form.check() == Everything()
 

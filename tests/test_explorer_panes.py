@@ -332,6 +332,7 @@ def test_views_of_a_run_that_goes_on_and_of_one_that_has_ended(ex, toy):
     assert view.groups["done"] == r.progress.done
     ex.stop()
     r.wait(WAIT_S)
+    until(lambda: r.rows.last, "its rows")
     ex.panes.choice.value = "Inside"
     ex.inside.worker.wait(WAIT_S)
     figure, caption = ex.inside.plots.box.outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -103,6 +104,14 @@ def test_conda_users_get_the_same():
     assert ".[lab,graphs,llm,test]" in (ROOT / "Makefile").read_text()
 
 
+def test_what_make_starts_keeps_what_it_compiles():
+    """The installation compiles nothing; a process that may keep nothing compiles torch and MLflow anew, which takes seconds each time."""
+    done = subprocess.run(["make", "-s", "--eval", "probe:; @env", "probe"], capture_output=True, text=True, cwd=ROOT, check=True,
+                          env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    assert "MLFLOW_DISABLE_TELEMETRY=true" in done.stdout
+    assert "PYTHONDONTWRITEBYTECODE" not in done.stdout
+
+
 def third_party(file: Path) -> set[str]:
     """Top-level names that a file imports, wherever in it."""
     names = set()
@@ -124,6 +133,7 @@ def test_what_is_imported_is_declared():
         "nbclient": "papermill",
         "nbconvert": "jupyterlab",
         "ray": "flwr",
+        "sqlalchemy": "mlflow",
         "llvmlite": "numba",
         "mistune": "jupyterlab",
         "comm": "ipywidgets",

@@ -173,7 +173,7 @@ def test_no_password_anywhere(cluster, ui, tmp_path, caplog, monkeypatch):
             with pytest.raises(UserError) as refused:
                 start(tmp_path / "home", 0, uri)
             said.append(str(refused.value))
-            with pytest.raises(UserError, match="The store at postgresql://127|its port is no number") as refused:
+            with pytest.raises(UserError, match=r"The store at postgresql://127|its port is no number") as refused:
                 publish("bench", tracking=uri)
             said.append("".join(traceback.format_exception(refused.value)))
             if "%2F" in uri:

@@ -95,7 +95,9 @@ def test_the_profile_is_by_a_cost_that_all_methods_have(tmp_path):
     for task in TASKS[:2]:
         home.run("silent", [0.9], task=task)
         home.run("talkative", [0.9], task=task, up_bytes=7)
-    assert "clock/wall_s" in home.compare().profiles().layout.title.text
+    layout = home.compare().profiles().layout
+    assert "clock/wall_s" in layout.title.text
+    assert layout.title.subtitle.text == "Example CPU 9000, 2 threads"
 
 
 def test_several_settings_on_one_task_and_one_on_the_other(tmp_path):
@@ -127,6 +129,8 @@ def test_a_comparison_is_logged_with_its_report(tmp_path, uri, monkeypatch):
     assert Path(home.compare().log("here", tracking="off")).stat().st_size > 100_000
     with pytest.raises(UserError, match="letters, digits"):
         home.compare().log("../there", tracking="off")
+    with pytest.raises(UserError, match=r"cannot be used: .* The report itself lies at .*kept\.html"):
+        home.compare().log("kept", tracking=f"sqlite:///{tmp_path}")
 
 
 def test_the_notebook_compares_what_a_home_holds(tmp_path, own_home, monkeypatch):

@@ -106,6 +106,29 @@ def test_status(uri, tmp_path, status, mlflow):
         assert (run.data.tags["workbench.status"], run.data.tags["workbench.reason"]) == (status, "because")
 
 
+def test_a_data_set_that_two_processes_enter_at_once(uri, tmp_path, caplog):
+    """The second comes between the first one's look whether the data set is there and its insertion."""
+    from sqlalchemy import event
+    from sqlalchemy.orm import Session
+
+    first, second = (make_run(tmp_path / name, dataset={"name": "digits", "digest": "d1g35t"}) for name in ("first", "second"))
+    overtaken = []
+
+    def overtake(session, *_):
+        if not overtaken and any(type(row).__name__ == "SqlDataset" for row in session.new):
+            overtaken.append("")
+            overtaken.append(ship(second, uri))
+
+    event.listen(Session, "before_flush", overtake)
+    try:
+        ids = [ship(first, uri), overtaken[1]]
+    finally:
+        event.remove(Session, "before_flush", overtake)
+    assert "late" not in caplog.text, "nothing to be told of"
+    for run_id in ids:
+        assert [d.dataset.name for d in Store(uri).client.get_run(run_id).inputs.dataset_inputs] == ["digits"]
+
+
 def test_paused_shows_while_it_lasts(uri, tmp_path, quick_poll):
     folder = make_run(tmp_path / "run")
     recorder = Recorder(folder, uri, interval_s=0.02).start()
@@ -321,6 +344,31 @@ def test_sync(uri, tmp_path):
     assert recorder.run_id == runs["dead"].info.run_id
     assert client.get_run(recorder.run_id).info.status == "FINISHED"
     assert stored(uri, recorder.run_id) == expected(dead)
+
+
+def test_sync_with_a_store_that_breaks_off(uri, tmp_path, monkeypatch):
+    """The row tells what has arrived and what has not; the next sync sends the rest, once."""
+    folder = make_run(tmp_path / "home" / "journals" / "one")
+    report(folder, 0, 10)
+    folder.write_status("finished")
+    batches, log_points = [], Store.log_points
+
+    def breaking(store, run_id, points):
+        batches.append(len(points))
+        if len(batches) == 2:
+            raise ConnectionError("the store has gone")
+        log_points(store, run_id, points)
+
+    monkeypatch.setattr(shipping, "MAX_POINTS", 12)
+    monkeypatch.setattr(Store, "log_points", breaking)
+    points = sum(expected(folder).values())
+    (row,) = sync(tmp_path / "home", uri)
+    assert (row["sent"], row["left"], row["note"]) == (batches[0], points - batches[0], "the store has gone")
+    assert 0 < row["sent"] < points
+    (row,) = sync(tmp_path / "home", uri)
+    assert (row["sent"], row["left"], row["note"]) == (points - batches[0], 0, "")
+    (run_id,) = run_ids(uri)
+    assert stored(uri, run_id) == expected(folder)
 
 
 def test_folders_brought_home(uri, tmp_path):

@@ -101,6 +101,7 @@ def test_table_has_units_and_marks_absence():
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (float("nan"), "–"), (0.123456, "0.1235"), (1234567.0, "1,234,567"), (3, "3"),
+                                            (27648, "27,648"), (True, "yes"),
                                              (12345.678, "12,346"), (0.0, "0"), (1.5e-7, "1.5e-07"), (float("inf"), "inf"), ("x", "x")])
 def test_cell_text(value, text):
     assert cell_text(value) == text

@@ -13,6 +13,7 @@ import pytest
 from tests.browser import artifacts, browser_page, why_not
 from tests.tracking_helpers import make_run, new_store, recorded, report
 from tracking import pages, server
+from tracking.errors import UserError
 from tracking.recorder import Recorder
 from tracking.store import GROUP, Store
 from tracking.views import load, publish
@@ -91,6 +92,15 @@ def test_this_machine_is_let_in(served):
         assert answer.getheader("X-Frame-Options") == "SAMEORIGIN"
     assert ask(url, "POST", CREATE, {"name": "ours"}, Origin=f"http://localhost:{port}").status == 200
     assert Store(url).client.get_experiment_by_name("ours") is not None
+
+
+def test_what_is_no_database_is_told_before_anything_is_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(server.subprocess, "Popen", None)
+    (tmp_path / "notes.db").write_bytes(b"my notes " * 500)
+    with pytest.raises(UserError, match=r"The database sqlite:///.*notes\.db cannot be used: file is not a database"):
+        server.start(tmp_path, port=0, uri=f"sqlite:///{tmp_path / 'notes.db'}")
+    with pytest.raises(UserError, match=r"cannot be used: unable to open database file"):
+        server.start(tmp_path, port=0, uri=f"sqlite:///{tmp_path}")
 
 
 def test_the_assistant_is_switched_off(served):

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,9 @@ def make_tables(uri: str) -> None:
                     new.unlink(missing_ok=True)
                     make(f"sqlite:///{new}")
                     new.replace(database)
+        # what is no database is told at once; MLflow would try for over a minute
+        with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+            connection.execute("select count(*) from sqlite_master")
     elif is_postgres(uri):
         with exclusive(uri) as cursor:
             cursor.execute("select to_regclass('alembic_version')")

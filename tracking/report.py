@@ -97,9 +97,13 @@ def table_html(table: Table) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """A value for people: four significant digits, – for what is absent."""
+    """A value for people: four significant digits, whole numbers in full, – for what is absent."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 1e4 else str(value)
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1e4 or value.is_integer() else f"{value:.4g}"
     return str(value)

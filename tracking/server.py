@@ -87,7 +87,7 @@ def _app() -> Iterator[str]:
 
 
 def _reach(address: str) -> None:
-    """Make the tables if there are none. Raises :class:`UserError` when the database does not answer, or refuses."""
+    """Make the tables if there are none. Raises :class:`UserError` when the database does not answer, refuses, or is none."""
     try:
         make_tables(address)
     except UserError:

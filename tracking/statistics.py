@@ -49,7 +49,7 @@ def interval(values: ArrayLike, level: float = 0.95) -> Interval:
     x = _sample(values)
     if not x.size:
         raise UserError("interval: there is no value to average.")
-    if x.size > 1 and np.ptp(x) == 0:  # rounding of their sum is no spread
+    if x.size > 1 and np.ptp(x) <= 4 * np.finfo(float).eps * np.abs(x).max():  # rounding is no spread
         return Interval(float(x[0]), 0.0, x.size)
     half = t_factor(x.size, level) * np.std(x, ddof=1) / math.sqrt(x.size) if x.size > 1 else math.nan
     return Interval(float(x.mean()), float(half), x.size)

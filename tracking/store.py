@@ -164,8 +164,19 @@ class Store:
             entry = Dataset(data["name"], str(data["digest"]), data.get("source_type", "local"), data.get("source", data["name"]),
                             data.get("schema"), data.get("profile") or (json.dumps(sizes) if sizes else None))
             context = InputTag("mlflow.data.context", data.get("context", "train"))
-            self.client.log_inputs(run_id, [DatasetInput(entry, [context])])
+            self._put_input(run_id, DatasetInput(entry, [context]))
         self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def _put_input(self, run_id: str, entry: Any) -> None:
+        """Of two processes that enter a data set at once MLflow 3.17 lets the later one fail; the second time it finds the data set."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.log_inputs(run_id, [entry])
+        except MlflowException as error:
+            if "unique constraint" not in str(error).lower():  # in the words of SQLite and of PostgreSQL
+                raise
+            self.client.log_inputs(run_id, [entry])
 
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set those of ``tags`` that the run does not have yet."""

@@ -57,7 +57,7 @@ def exceeds(text: str, paper: str, a: Sample, b: Sample, *, margin: float = 0.0,
         return Claim(text, paper, "", ABSENT, "no finished run of one of the two")
     ours = f"{names[0]} {figure(a, digits, scale)}; {names[1]} {figure(b, digits, scale)}"
     d = welch(a, b)
-    rule = f"95 % interval of the difference against {0.0 - margin * scale:g}"
+    rule = f"95 % interval of {names[0]} minus {names[1]} against {0.0 - margin * scale:g}"
     if math.isnan(d.low):  # no test: too few values, or no spread at all
         if min(len(a), len(b)) < 2:
             return Claim(text, paper, ours, OPEN, f"{rule}: needs two seeds or more")

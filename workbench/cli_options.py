@@ -75,7 +75,7 @@ def print_rows(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[
         print("nothing")
         return
     columns = columns or list(rows[0])
-    texts = [[str(row.get(c, "")) for c in columns] for row in rows]
+    texts = [["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
     widths = [max(len(c), *(len(t[i]) for t in texts)) for i, c in enumerate(columns)]
     for line in ([*columns], ["-" * w for w in widths], *texts):
         print("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip())

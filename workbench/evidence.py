@@ -61,6 +61,7 @@ def write(comparison: Comparison, path: str | os.PathLike[str], *, target: float
 def log(comparison: Comparison, study: str, *, tracking: str | None = None, target: float | None = None) -> str:
     """Write the report, log it with its table to a run of experiment ``study``, and return the link to that; without tracking, its path."""
     from tracking.address import home, tracking_uri
+    from tracking.shipping import reached
 
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", study):
         raise UserError(f"study = {study!r} is refused. Allowed: letters, digits, '_', '-' and '.'.")
@@ -68,17 +69,18 @@ def log(comparison: Comparison, study: str, *, tracking: str | None = None, targ
     uri = tracking_uri(tracking)
     if uri is None:
         return str(path)
-    from tracking.store import Store
-
-    store = Store(uri)
-    runs = sum(len(g.runs) for g in comparison.groups)
-    run_id = store.study_run(f"{study}-comparison", study, f"{study} (comparison)", tags={"workbench.study": study})
-    store.log_artifacts(run_id, [path])
-    head = f"# {comparison.metric} on {', '.join(comparison.tasks)}\n\n{runs} runs side by side, with every figure in the report."
-    where = {"report": pages.artifact(store.experiment(study), run_id, path.name), **comparison.links(uri)}
-    store.study_run(f"{study}-comparison", study, note=notes.whole([head, notes.linked(where), _as_note(comparison, target)]))
-    store.finish(run_id, "finished")
-    return store.run_url(run_id, study)
+    try:
+        with reached(uri) as store:
+            runs = sum(len(g.runs) for g in comparison.groups)
+            run_id = store.study_run(f"{study}-comparison", study, f"{study} (comparison)", tags={"workbench.study": study})
+            store.log_artifacts(run_id, [path])
+            head = f"# {comparison.metric} on {', '.join(comparison.tasks)}\n\n{runs} runs side by side, with every figure in the report."
+            where = {"report": pages.artifact(store.experiment(study), run_id, path.name), **comparison.links(uri)}
+            store.study_run(f"{study}-comparison", study, note=notes.whole([head, notes.linked(where), _as_note(comparison, target)]))
+            store.finish(run_id, "finished")
+            return store.run_url(run_id, study)
+    except UserError as error:
+        raise UserError(f"{error} The report itself lies at {path}.") from None
 
 
 def _as_note(c: Comparison, target: float | None) -> str:
@@ -93,7 +95,8 @@ def tables(c: Comparison, target: float | None = None) -> list[Table]:
     first = [n for n in table if n in ("method", "task", "n", "difference", "p", "mark") or n.startswith(("final ", "best "))]
     rest = [n for n in table if n not in first]
     reached = f", and up to {c.metric} {target:g} (absent unless every seed reaches it)" if target is not None else ""
-    return [Table(table[first], TEST), Table(table[["method", *rest]], f"Costs at the end of the run{reached}.")]
+    costs = [n for n in table if n == "method" or n in rest]
+    return [Table(table[first], TEST), Table(table[costs], f"Costs at the end of the run{reached}.")]
 
 
 def _drawn(draw: Callable[..., Figure], calls: Iterable[tuple[str, ...]]) -> list[Figure]:

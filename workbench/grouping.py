@@ -210,7 +210,16 @@ def _label(g: Group, groups: list[Group]) -> str:
     """The method's id, the task where there are several, and the parameters in which groups of the method differ."""
     task = [g.task] if len({o.task for o in groups}) > 1 else []
     siblings = [o for o in groups if (o.method, o.task) == (g.method, g.task)]
-    return " ".join([g.method, *task, *(f"{name}={short(g.facts[name])}" for name in varied(siblings) if name in g.facts)])
+    told = {name: [o.facts[name] for o in siblings if name in o.facts] for name in varied(siblings) if name in g.facts}
+    return " ".join([g.method, *task, *(f"{name}={_told_apart(g.facts[name], values)}" for name, values in told.items())])
+
+
+def _told_apart(value: Any, among: list[Any]) -> str:
+    """A value in six digits where these tell it from all others ``among`` the siblings', else :func:`short`."""
+    def few(v: Any) -> str:
+        return f"{v:g}" if isinstance(v, float) else short(v)
+
+    return few(value) if all(v == value or few(v) != few(value) for v in among) else short(value)
 
 
 def short(value: Any) -> str:

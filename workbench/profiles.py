@@ -115,7 +115,8 @@ def figure(c: Comparison, axis: str, targets: Mapping[str, float] | None = None)
     caption = (f"Share of the {len(table)} tasks on which a method reaches the task's target of {c.metric} ({how}) at no more than so many "
                f"times the least {label} (Dolan & Moré, 2002). Higher is better; what never reaches 1 misses a target somewhere."
                + (f" Left out, because it did not run on all tasks, or reports no such cost: {', '.join(left)}." if left else ""))
-    made.update_layout(layout(f"Performance profile: {axis} to reach {c.metric}", "", caption, len(table.columns)))
+    note = "; ".join(dict.fromkeys(word for g in c.groups for word in g.conditions(axis)))  # the machine, or what joules are modelled for
+    made.update_layout(layout(f"Performance profile: {axis} to reach {c.metric}", note, caption, len(table.columns)))
     made.update_xaxes(title_text=text(f"{axis}, multiples of the least"), type="log")
     made.update_yaxes(title_text="share of the tasks [fraction]", range=[0, 1.03])
     return made

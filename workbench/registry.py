@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tracking.errors import UserError, unknown
@@ -226,7 +227,7 @@ def _import(name: str, file: Path) -> ModuleType:
     name = f"{name}_{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
     with _importing:  # runs in threads may ask for the same plugin at once
         if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, file)
+            spec = importlib.util.spec_from_file_location(name, file, loader=_AsItIs(name, str(file)))
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
             try:
@@ -235,6 +236,13 @@ def _import(name: str, file: Path) -> ModuleType:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
+
+
+class _AsItIs(importlib.machinery.SourceFileLoader):
+    """Compiles what the file holds: Python knows a compiled copy by the file's size and second, and an edit may leave both."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _imported_as(name: str, file: Path, source: bytes) -> str | None:

@@ -256,12 +256,12 @@ def _say(summary: dict[str, Any], output: Path, page: Path) -> None:
         print(f"{text}\n     paper: {row['paper']}\n     ours:  {row['ours']}\n     rule:  {row['how']}")
     for failure in summary["failures"]:
         print(f"  ! {failure}")
-    print(f"\n  executed notebook  {output}\n  as a page          {page}\n  report             {summary['links']['report']}")
+    print(f"\n  {'executed notebook':<26} {output}\n  {'as a page':<26} {page}\n  {'report':<26} {summary['links']['report']}")
     for name, link in summary["links"].items():
         if name != "report":
-            print(f"  {'MLflow' if name == 'mlflow' else name:<18} {link}")
+            print(f"  {'MLflow' if name == 'mlflow' else name:<26} {link}")
     if "mlflow" in summary["links"]:
-        print("                     (start the server with `make ui`, or `workbench ui`)")
+        print("                             (start the server with `make ui`, or `workbench ui`)")
 
 
 def require_checkout() -> Path:

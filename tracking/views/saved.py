@@ -31,7 +31,7 @@ MAX_TAG = 20_000  # characters of an experiment's tag
 MOST_COLUMNS = 2  # with three, MLflow's own number, a chart is too narrow for its axis
 CARD_HEIGHT = 320  # pixels
 LETTER_WIDTH = 8  # pixels, of a column's head
-NAME_WIDTH, GROUP_WIDTH = 220, 380  # pixels, of columns whose content is longer than their head
+NAME_WIDTH, GROUP_WIDTH = 150, 300  # pixels: a group begins with what the name of a run has, and says more
 FOLDER = Path(__file__).parent
 VIEWS = tuple(sorted(p.stem for p in FOLDER.glob("*.json")))
 """Ids of the views that come with the project."""

@@ -89,9 +89,9 @@ def _gallery(rows: list[dict[str, Any]]) -> str:
             "<h2>Studies</h2><p>Each is a notebook that takes a paper's claims one by one, executed on the machine where these pages were "
             "made. A claim that did not hold is shown as not holding.</p>")
     if not any(row["summary"] for row in rows):
-        lead += (f"<p><strong>None has been executed in <code>{html.escape(str(home()))}</code> yet.</strong> The first below needs no data and "
-                 "takes minutes: run its command (<code>make demo</code> is the same), then <code>workbench docs</code> once more, and its "
-                 "verdicts, its report and its notebook are here. <code>workbench docs --execute quick</code> executes all of them.</p>")
+        lead += (f"<p><strong>None has been executed in <code>{html.escape(str(home()))}</code> yet.</strong> The first below needs no "
+                 "data and takes minutes: run its command (<code>make demo</code> does the same), then <code>workbench docs</code> once "
+                 "more, and its verdicts, report and notebook are here. <code>workbench docs --execute quick</code> executes all.</p>")
     return page(PROJECT, f'{lead}<ul class="cards">{cards}</ul>', "index.html")
 
 

@@ -71,6 +71,13 @@ DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; script-src 'sha256-{DIGEST}'"
 NOTEBOOK_POLICY = ("default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
                    "font-src data:")
+NOTEBOOK_STYLE = """<style>
+:root { --jp-mirror-editor-number-color: #006b00; --jp-mirror-editor-comment-color: #2f6666; --jp-mirror-editor-operator-color: #8a12d4;
+  --jp-cell-inprompt-font-color: #57606a; --jp-cell-outprompt-font-color: #57606a; --jp-cell-prompt-not-active-font-color: #57606a; }
+.jp-InputPrompt, .jp-OutputPrompt { color: #57606a; opacity: 1 !important; } .highlight .ow { color: #8a12d4; }
+.jp-RenderedHTMLCommon a { text-decoration: underline !important; }
+</style>"""
+"""The exporter's own colours have too little contrast, and its links are told by colour alone."""
 
 
 def page(title: str, body: str, where: str) -> str:
@@ -113,8 +120,11 @@ def offline(text: str) -> str:
 
     Widgets go too, which were progress bars; figures stay, whose script is in the page. A page that is so already comes back as it is.
     """
+    if NOTEBOOK_STYLE not in text:
+        text = text.replace("</head>", f"{NOTEBOOK_STYLE}</head>", 1)
     if NOTEBOOK_POLICY in text:
         return text
+
     def kept(script: re.Match[str]) -> str:
         fetches = re.search(r'\bsrc="https?:|application/vnd\.jupyter', script[1]) or "addWidgetsRenderer" in script[2]
         return "" if fetches else script[0]

@@ -10,6 +10,7 @@ import ipywidgets as w
 import plotly.graph_objects as go
 
 from tracking.metrics import METRICS
+from tracking.report import CONFIG
 from workbench.explorer import curves
 from workbench.explorer.energy import EnergyPicker
 from workbench.explorer.figure import LiveFigure as LiveFigure
@@ -75,7 +76,7 @@ class Board:
 
     def _made(self, data: Any, layout: Any) -> LiveFigure:
         made = LiveFigure(data=data, layout=layout)
-        made.lock, made._config = self.lock, {"displaylogo": False, "responsive": True}
+        made.lock, made._config = self.lock, CONFIG | {"responsive": True}
         return made
 
     # --- pickers ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ipywidgets as w
@@ -50,11 +51,12 @@ def close_all(*widgets: w.Widget) -> None:
 class Form:
     """Controls for the fields of ``model``, started from ``start`` (defaults where it says nothing).
 
-    ``changed`` is called after every change. The typed values, not the widgets, are what is validated.
+    ``changed`` is called after every change, with ``lock`` held. The typed values, not the widgets, are what is validated.
     """
 
-    def __init__(self, model: type[Params], owner: str, start: Mapping[str, Any] | None, changed: Callable[[], None]) -> None:
-        self.model, self.owner, self._changed = model, owner, changed
+    def __init__(self, model: type[Params], owner: str, start: Mapping[str, Any] | None, changed: Callable[[], None],
+                 lock: AbstractContextManager[Any] | None = None) -> None:
+        self.model, self.owner, self._changed, self._lock = model, owner, changed, lock or nullcontext()
         self._start = parse(model, start, owner)
         looks = Looks()
         self.fields = {name: Field(name, info, getattr(self._start, name), self._on_change, looks)
@@ -160,8 +162,9 @@ class Form:
         self.advanced.icon = "angle-down" if change["new"] else "angle-right"
 
     def _on_change(self) -> None:
-        self.check()
-        self._changed()
+        with self._lock:  # messages of pages are taken in on several threads, and the last one to look is to be the last one to write
+            self.check()
+            self._changed()
 
     def _place(self, line: str) -> tuple[str, str]:
         """The field that an error line speaks of (empty: a rule over several fields) and the line without its owner."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ipywidgets as w
@@ -43,8 +44,8 @@ def on_device(kind: str) -> dict[str, str]:
 class Forms(dict[str, Form]):
     """Forms by part (``method``, ``task``, ``run``); empty where the method or the task cannot be loaded. ``box`` shows them."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
+    def __init__(self, changed: Callable[[], None], lock: AbstractContextManager[Any]) -> None:
+        self._changed, self._lock = changed, lock
         self._chosen: tuple[str | None, str | None] = (None, None)
         self._heads = {part: w.HTML(f"<h4>{head}</h4>") for part, head in HEADS.items()}
         self.box = w.VBox()
@@ -57,7 +58,7 @@ class Forms(dict[str, Form]):
             self._keep("method", registry.load_method(method).Params if method else None, f"method {method!r}", starts["method"])
             self._keep("task", registry.load_task(task).Params if task else None, f"task {task!r}", starts["task"])
             if "run" not in self:
-                self["run"] = Form(run_params(), "the run", None, self._changed)
+                self["run"] = Form(run_params(), "the run", None, self._changed, self._lock)
         except UserError as error:
             trouble = str(error)
         except Exception as error:  # a method's file of somebody who is just writing it
@@ -79,10 +80,9 @@ class Forms(dict[str, Form]):
 
     def typed(self, number: int, value: Any) -> None:
         """What a person has put into the control of field ``number``, from a page; nothing where that field is gone."""
-        for form in self.values():
-            for field in form.fields.values():
-                if field.number == number:
-                    field.typed(value)
+        with self._lock:
+            for field in [field for form in self.values() for field in form.fields.values() if field.number == number]:
+                field.typed(value)
 
     def reset(self) -> None:
         """Put all back to what they started from."""
@@ -138,4 +138,4 @@ class Forms(dict[str, Form]):
         if model is None:
             self.pop(part, None)
         elif there is None or (there.model, there.owner) != (model, owner):
-            self[part] = Form(model, owner, start, self._changed)
+            self[part] = Form(model, owner, start, self._changed, self._lock)

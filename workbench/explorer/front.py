@@ -68,13 +68,14 @@ export default {
       const command = event.ctrlKey || event.metaKey || event.altKey || ["Tab", "Escape"].includes(event.key);
       if (!command && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
     };
-    // A widget whose last change the kernel has not taken yet keeps the next one back, and a press of Run would overtake it: the run would
-    // have other values than the form. Messages of this kind are kept back by nobody, so each change is told in one, too.
+    // A press of Run could overtake what was typed before it, and the run would have other values than the form: a widget keeps its next
+    // change back while the kernel is busy with the last one, and a kernel takes in the messages of widgets that were made at different
+    // times on different threads. This widget and the button are made together, so what was typed is told by this one, too.
     const typed = ({ target }) => {
-      const number = target.closest(".wb-field")?.className.match(/\bwb-number-(\d+)\b/)?.[1];
+      const number = [...target.closest(".wb-field")?.classList ?? []].find(name => name.startsWith("wb-number-"));
       if (number && target.matches("input, select")) {
         const value = target.type === "checkbox" ? target.checked : target.matches("select") ? target.selectedIndex : target.value;
-        model.send({ typed: value, number: Number(number) });
+        model.send({ typed: value, number: Number(number.slice("wb-number-".length)) });
       }
     };
     const named = new MutationObserver(name);

@@ -35,9 +35,9 @@ class Explorer:
         self.session = session or Session()
         self.tracking = tracking
         self._trouble = ""
-        self.forms = Forms(self._on_form)
         self.board = Board(self.session, max_points)
         self._lock = self.board.lock
+        self.forms = Forms(self._on_form, self._lock)
         self.toolbar = Toolbar({"Run": self._pressed(self.run), "Pause": self._pressed(self._toggle), "Stop": self._pressed(self.stop),
                                 "Stop all": self._pressed(self.stop_all), "Reset": self._pressed(self.reset)})
         self.toolbar.preset.observe(lambda change: self.toolbar.quiet or self._press(lambda: self.preset(change["new"])), names="value")
@@ -130,7 +130,9 @@ class Explorer:
 
         UserError for whatever is wrong with the form, and where all of these runs are on their way already.
         """
-        return self.session.submit_all(self.requests())[0]
+        with self._lock:
+            requests = self.requests()
+        return self.session.submit_all(requests)[0]
 
     def pause(self) -> None:
         """Pause the run that is training, at its next step."""
@@ -276,13 +278,14 @@ class Explorer:
     # --- form -------------------------------------------------------------------------------------------------
 
     def _on_pick(self) -> None:
-        method, task, preset = self.pickers.method.value, self.pickers.task.value, self.pickers.preset
-        self._trouble = self.forms.build(method, task, preset)
-        chosen = registry.load_method(method) if "method" in self.forms else None
-        labels = {name: p.label for name, p in presets.of_method(chosen).items()} if chosen else {name: name for name in presets.NAMES}
-        self.toolbar.offer(labels, preset, presets.in_words(chosen, preset, task) if chosen else "")
-        self._on_form()
-        self.refresh()
+        with self._lock:
+            method, task, preset = self.pickers.method.value, self.pickers.task.value, self.pickers.preset
+            self._trouble = self.forms.build(method, task, preset)
+            chosen = registry.load_method(method) if "method" in self.forms else None
+            labels = {name: p.label for name, p in presets.of_method(chosen).items()} if chosen else {name: name for name in presets.NAMES}
+            self.toolbar.offer(labels, preset, presets.in_words(chosen, preset, task) if chosen else "")
+            self._on_form()
+            self.refresh()
 
     def _on_form(self) -> None:
         """Write the texts to copy and the cost; without a valid form there is nothing to copy and nothing to run."""

@@ -14,6 +14,7 @@ import ipywidgets as w
 import numpy as np
 
 from tracking.figures import COLOURS, Style, histogram, layout, thin
+from tracking.report import CONFIG
 from workbench.explorer.curves import DASHES, share
 from workbench.method import View
 
@@ -37,7 +38,7 @@ def _outputs(figure: Figure) -> list[dict[str, Any]]:
     meta, title = figure.layout.meta, figure.layout.title.text or "figure"
     caption = meta.get("caption", "") if isinstance(meta, dict) else ""
     drawn = json.loads(light(figure).to_json())
-    drawn["config"] = {"displaylogo": False, "responsive": True}
+    drawn["config"] = CONFIG | {"responsive": True}
     shown = [{"application/vnd.plotly.v1+json": drawn, "text/plain": caption or title}]
     if caption and caption != title:
         shown.append({"text/html": f'<p class="wb-caption">{html.escape(caption)}</p>', "text/plain": caption})
@@ -124,6 +125,7 @@ def drawn(view: View) -> Figure:
         figure = _stepped(histogram(groups, quantity=view.x or "value", title=view.title, bins=80, styles=looks))
         figure.layout.meta = {"caption": view.note}
         figure.update_xaxes(exponentformat="power")
+        figure.update_yaxes(title_standoff=ROOM)
         return figure.update_layout(title=TITLE)
     figure = go.Figure()
     if view.kind == "bars":
@@ -146,12 +148,14 @@ def drawn(view: View) -> Figure:
     figure.update_layout(layout(view.title, "", view.note, len(groups) if view.kind in ("points", "lines", "spans") else 0))
     figure.update_layout(title=TITLE)
     figure.update_xaxes(title_text=html.escape(view.x))
-    figure.update_yaxes(title_text=html.escape(view.y), exponentformat="power")  # 76µ of a fraction is hard to read
+    figure.update_yaxes(title_text=html.escape(view.y), title_standoff=ROOM, exponentformat="power")  # 76µ of a fraction is hard to read
     return figure
 
 
 TITLE = {"font": {"size": 14}, "xref": "container", "x": 0.01}
 """Titles do not wrap: from the edge on, and small, the longest fits the narrowest pane."""
+ROOM = 12
+"""Pixels between the figures and the title of an upright axis."""
 STEPPED = ("solid", "2px,2px", "6px,2px", "6px,2px,2px,2px")
 MARKS, HATCHES = ("circle", "x", "square-open", "triangle-up", "cross", "diamond-open"), ("", "/", "x", "-", "\\", "+", ".")
 SIGNED = ((0.0, COLOURS[0]), (0.5, "#f5f5f5"), (1.0, COLOURS[1]))
@@ -182,7 +186,7 @@ def _matrices(view: View, groups: Mapping[str, Any]) -> Figure:
     figure.update_annotations(font={"size": 12})
     figure.update_xaxes(title_text=html.escape(view.x), showgrid=False, zeroline=False)
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
-    figure.update_yaxes(title_text=html.escape(view.y), col=1)
+    figure.update_yaxes(title_text=html.escape(view.y), title_standoff=ROOM, col=1)
     return figure
 
 

@@ -73,7 +73,8 @@ d='M5 7l4 4 4-4' fill='none' stroke='%23ddd' stroke-width='2'/%3E%3C/svg%3E"); }
 .wb th { color: var(--wb-soft); font-weight: 600; }
 .wb .wb-scroll th { white-space: nowrap; }
 .wb .wb-scroll th:last-child, .wb .wb-scroll td:last-child { padding-right: 0; }
-@container (max-width: 1000px) { .wb .wb-scroll th, .wb .wb-scroll td { padding-right: 7px; } }
+@container (max-width: 1000px) { .wb .wb-scroll th, .wb .wb-scroll td { padding-right: 7px; }
+  .wb .wb-scroll td:nth-child(2) { min-width: 90px; } }
 .wb td.wb-num, .wb th.wb-num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .wb td code { font-size: 11px; color: var(--wb-soft); background: none; }
 .wb textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.4; }
@@ -120,7 +121,8 @@ d='M5 7l4 4 4-4' fill='none' stroke='%23ddd' stroke-width='2'/%3E%3C/svg%3E"); }
 .wb .wb-table ul { margin: 4px 0; padding-left: 18px; } .wb .wb-table li { white-space: normal; }
 .wb .wb-table .wide td { white-space: nowrap; }
 .wb .wb-table .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.wb .wb-table th.number { white-space: normal; min-width: 64px; vertical-align: bottom; }
+.wb .wb-table .wide thead th { vertical-align: bottom; }
+.wb .wb-table th.number { white-space: normal; min-width: 64px; }
 .wb .wb-table tbody th { color: var(--wb-text); }
 .wb .wb-table p, .wb .wb-table li { font-size: 12px; line-height: 1.4; color: var(--wb-soft); margin: 2px 0; }
 .wb .wb-plots { width: 100%; margin: 0; }
