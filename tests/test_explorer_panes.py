@@ -213,6 +213,8 @@ def test_one_run_of_the_queue_is_stopped(ex):
     ex.menu.pick.value = second.number
     ex.menu.buttons["Stop it"].click()
     assert second.reason == "taken off the queue"
+    ex.menu.buttons["Stop it"].click()
+    assert "toy s1 is stopped already" in ex.toolbar.status.value
 
 
 # --- past runs ------------------------------------------------------------------------------------------------

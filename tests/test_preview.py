@@ -49,6 +49,11 @@ def test_what_is_not_known_is_absent_and_not_zero(toy):
         preview("toy", "toy", {"lr": -1.0})
 
 
+def test_a_network_that_the_task_brings_is_counted_where_the_state_holds_none(toy):
+    toy.write_text(toy.read_text().replace("self.start =", "self.model = torch.nn.Linear(3, 2)\n        self.start ="))
+    assert preview("toy", "toy", {"steps": 3}, device="cpu").parameters == 3 * 2 + 2
+
+
 def test_only_one_step_is_made(toy):
     with pytest.raises(ValueError, match="the toy broke"):
         preview("toy", "toy", {"fail_at": 0}, device="cpu")

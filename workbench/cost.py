@@ -35,7 +35,7 @@ class Cost:
     steps: float | None = None
     """Reporting steps of the run."""
     parameters: int | None = None
-    """Trainable parameters of the network."""
+    """Parameters of the network that is trained, or that the task brings along to be compressed."""
     state_bytes: int | None = None
     """What the algorithm remembers between two steps."""
     step_s: float | None = None
@@ -81,7 +81,7 @@ def stages(method: str, task: str, params: Mapping[str, Any] | None = None, **op
         job.task.setup(ctx)
         state = job.method.init(job.task, ctx)
         total = job.method.progress(state).total
-        static = {"steps": total, "state_bytes": state_bytes(snapshot(state)), **_parameters(state)}
+        static = {"steps": total, "state_bytes": state_bytes(snapshot(state)), **(_parameters(state) or _parameters(job.task))}
         network = _network(job, state)
         static |= {"parameters": network["parameters"]} if "parameters" in network else {}
         yield Cost(**static)
@@ -117,14 +117,12 @@ def _extrapolated(static: dict[str, Any], network: dict[str, Any], metrics: Mapp
     return Cost(**found)
 
 
-def _parameters(state: Any) -> dict[str, int]:
-    """Trainable parameters of the networks that the State holds; nothing where it holds none."""
-    import dataclasses
-
+def _parameters(holder: Any) -> dict[str, int]:
+    """Parameters of the networks that a State or a task holds; nothing where it holds none."""
     from torch import nn
 
-    fields = [getattr(state, f.name) for f in dataclasses.fields(state)] if dataclasses.is_dataclass(state) else []
-    seen = {id(p): p.numel() for m in fields if isinstance(m, nn.Module) for p in m.parameters()}
+    modules = [m for m in getattr(holder, "__dict__", {}).values() if isinstance(m, nn.Module)]
+    seen = {id(p): p.numel() for m in modules for p in m.parameters()}
     return {"parameters": sum(seen.values())} if seen else {}
 
 

@@ -23,7 +23,7 @@ from workbench.explorer.pickers import Pickers
 from workbench.explorer.preview import Preview
 from workbench.explorer.search import Hit, find
 from workbench.explorer.session import Session
-from workbench.explorer.toolbar import RunMenu, Toolbar
+from workbench.explorer.toolbar import RunMenu, Toolbar, stop_one
 
 log = logging.getLogger("workbench")
 
@@ -46,7 +46,7 @@ class Explorer:
             ("Into the form", "edit", "put its parameters into the form", self._pressed(self.load)),
             ("Duplicate", "copy", "put its parameters into the form, with the next seed", self._pressed(self.duplicate)),
             ("Re-run", "repeat", "repeat it from its first step, whatever its folder holds", self._pressed(self.rerun)),
-            ("Stop it", "stop", "stop it, or take it off the queue", self._pressed(ListedRun.stop))])
+            ("Stop it", "stop", "stop it, or take it off the queue", self._pressed(stop_one))])
         self.board.box.children = [*self.board.box.children, self.menu.box]
         self.copies, self.inside = CopyAs(), Inside(self.session)
         self.side_by_side = SideBySide(self.session, lambda: self.tracking)

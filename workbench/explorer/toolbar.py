@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from tracking.errors import UserError
 from workbench.explorer.board import reason, status_word
 from workbench.explorer.listed import ListedRun
 from workbench.explorer.presets import NAMES
@@ -85,6 +86,13 @@ def _status_html(runs: Sequence[ListedRun], current: ListedRun | None, waiting: 
 def _state(r: ListedRun) -> str:
     why = reason(r)
     return status_word(r) + (f": {why}" if why else "")
+
+
+def stop_one(run: ListedRun) -> None:
+    """Stop a run of the list, or take it off the queue. One that has ended raises UserError: else the click would seem lost."""
+    if run.ended:
+        raise UserError(f"{run.name} is {run.status} already.")
+    run.stop()
 
 
 class RunMenu:
