@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas
 import pytest
@@ -13,6 +15,7 @@ from tracking.errors import UserError
 from tracking.figures import INK, bars_with_intervals, curves, data_of, histogram, pareto_figure, style_of, thin
 from tracking.labels import label_places
 from tracking.statistics import interval
+from tracking.styles import colours_of
 
 
 def _frame(accuracy, up=10.0):
@@ -61,6 +64,18 @@ def test_variants_of_the_only_method_differ_in_colour_too_and_stay():
     assert len({s.colour for s in styles.values()}) == 7
     for count in range(1, 8):
         assert style_of(names[:count]) == {n: styles[n] for n in names[:count]}
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 21])
+def test_where_colour_is_the_only_cue_it_is_another_for_each_method(count):
+    names = [f"m{i}" for i in range(count)]
+    found = colours_of(names)
+    assert [*found] == names
+    assert len(set(found.values())) == count
+    assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in found.values())
+    if count <= 7:
+        assert found == {name: style.colour for name, style in style_of(names).items()}
+    assert colours_of(f"m{i}" for i in range(30)), "looks alike then, but is one"
 
 
 def test_many_names_still_get_styles():

@@ -53,6 +53,26 @@ def style_of(names: Iterable[str]) -> dict[str, Style]:
     return {name: styles[name] for name in names}
 
 
+def colours_of(methods: Iterable[str]) -> dict[str, str]:
+    """The colours of :func:`style_of` for pages on which colour is the only cue: where they are used up, darker ones, then lighter.
+
+    Distinct for as many methods as three times the palette.
+    """
+    styles = style_of(methods)
+    found: dict[str, str] = {}
+    for method in sorted(styles):  # the order in which they have got their colours
+        wish = COLOURS.index(styles[method].colour)
+        clock = [*COLOURS[wish:], *COLOURS[:wish]]
+        offers = [_mixed(colour, *grey) for grey in ((0, 0.0), (0, 0.45), (255, 0.5)) for colour in clock]
+        found[method] = next((colour for colour in offers if colour not in found.values()), clock[0])
+    return {method: found[method] for method in styles}
+
+
+def _mixed(colour: str, level: int, share: float) -> str:
+    """``colour`` (``#rrggbb``) with a share of the grey ``level``."""
+    return "#" + "".join(f"{round((1 - share) * int(colour[i:i + 2], 16) + share * level):02X}" for i in (1, 3, 5))
+
+
 def _first_free(wish: int, modulus: int, *rules: Callable[[int], bool]) -> int:
     """The first number from ``wish`` on, round the clock, that the strictest rule allows which allows any; else the wish itself."""
     clock = [(wish + k) % modulus for k in range(modulus)]

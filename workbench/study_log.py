@@ -64,18 +64,18 @@ def _name_groups(study: Study, store: Store) -> None:
     Runs that were made for another experiment and came from the cache are left as they are there.
     """
     from tracking.store import COLOUR, GROUP
-    from tracking.styles import style_of
+    from tracking.styles import colours_of
     from workbench.grouping import group
 
     where = public_uri(store.uri)
     groups = group(study.runs)[0]
-    styles = style_of(g.method for g in groups)
+    colours = colours_of(g.method for g in groups)
     for g in groups:
         setting = [word for word in g.label.split(" ")[1:] if word != g.task]
         for run in g.runs:
             run_id = run.folder.read_cursors().get(where, {}).get("run_id")
             if run_id is not None and run.folder.read_run()["experiment"] == study.id:
-                store.put_tags(run_id, {GROUP: " ".join([g.method, g.task, *setting]), COLOUR: styles[g.method].colour})
+                store.put_tags(run_id, {GROUP: " ".join([g.method, g.task, *setting]), COLOUR: colours[g.method]})
 
 
 def _counts(study: Study) -> str:
